@@ -1,0 +1,67 @@
+"""What is asked for: one video, every option of it, checked once at the border."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from osjax.errors import OsjaxError
+
+MAX_FRAMES = 129
+MAX_SEED = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One video (or image, with one frame). The defaults are those of upstream's 256px configuration.
+
+    refs: paths of reference images (i2v kinds) or clips (v2v kinds), as many as `cond_type` needs.
+    resolution and aspect_ratio choose the size; if resolution is None, height and width in pixels do.
+    guidance, guidance_img: classifier-free scales for the text and the reference; fps: of the file and in the prompt.
+    seed: of the noise, and of the posterior sample if `sample_posterior` is set (else references take its mode).
+    Raises OsjaxError, naming the option and what it accepts, for a value that cannot be drawn.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    refs: tuple[str, ...] = ()
+    cond_type: str = "t2v"
+    resolution: str | None = "256px"
+    aspect_ratio: str | None = "16:9"
+    height: int | None = None
+    width: int | None = None
+    num_frames: int = MAX_FRAMES
+    num_steps: int = 50
+    guidance: float = 7.5
+    guidance_img: float = 3.0
+    text_osci: bool = True
+    image_osci: bool = True
+    scale_temporal_osci: bool = True
+    shift: bool = True
+    flow_shift: float | None = None
+    seed: int = 0
+    fps: int = 24
+    motion_score: str = "4"
+    sample_posterior: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise OsjaxError("the prompt is empty: describe the video with --prompt")
+        for name in ("guidance", "guidance_img", "flow_shift"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise OsjaxError(f"{name} is {value}: give a finite number")
+        if self.flow_shift is not None and self.flow_shift <= 0:
+            raise OsjaxError(f"flow_shift is {self.flow_shift}: give a number above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise OsjaxError(f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}")
+        if not 1 <= self.num_frames <= MAX_FRAMES or self.num_frames % 4 != 1:
+            raise OsjaxError(f"num_frames is {self.num_frames}: give 4k+1 frames, from 1 to {MAX_FRAMES}")
+        if self.num_steps < 1:
+            raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
+        if not 1 <= self.fps <= 240:
+            raise OsjaxError(f"fps is {self.fps}: give a whole number from 1 to 240")
+        if self.resolution is None and (self.height is None or self.width is None):
+            raise OsjaxError("no size: give a resolution with an aspect_ratio, or both height and width")
+        if self.resolution is not None and self.aspect_ratio is None:
+            raise OsjaxError("a resolution alone gives no size: add an aspect_ratio such as 16:9")
