@@ -1,0 +1,1 @@
+"""The command line. It and `configs` are the only places that know ConfigDict."""

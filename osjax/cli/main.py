@@ -1,0 +1,70 @@
+"""The `osjax` command: hands over to a subcommand and turns what goes wrong into one line and an exit status.
+
+0 is success, 2 a mistake the user can mend, 130 Ctrl-C, 141 a reader of our output that went away (128 + SIGPIPE).
+Each subcommand is imported when it is called, so that `osjax --help` answers without importing JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from osjax.cli.parser import Parser
+from osjax.errors import OsjaxError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (by default the process's own) and return the exit status."""
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except OsjaxError as error:
+        print(f"osjax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("osjax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    parser = Parser("osjax", description="Open-Sora 2.0 in JAX: text, images and clips to video.")
+    parser.add_argument("--version", action="version", version=f"osjax {importlib.metadata.version('osjax')}")
+    commands = {"generate": _generate, "convert": _convert, "info": _info}
+    parser.add_argument(
+        "command", choices=commands, help="generate: make videos; convert: PyTorch checkpoints to a bundle; info: tell"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`osjax COMMAND --help` lists them")
+    args = parser.parse_args(argv)
+    return commands[args.command](args.arguments)
+
+
+def _generate(argv: Sequence[str]) -> int:
+    from osjax.cli import generate
+
+    return generate.main(argv)
+
+
+def _convert(argv: Sequence[str]) -> int:
+    from convert.__main__ import add_arguments, run
+
+    parser = Parser("osjax convert", description="Convert PyTorch checkpoints to a bundle.")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def _info(argv: Sequence[str]) -> int:
+    from osjax.cli import info
+
+    return info.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""The options of `osjax generate`: a configuration, then `--key value` pairs that change it.
+
+A key is a field of `configs/base.py`: dots reach into sections, dashes equal underscores, and a field whose last name
+is unique may be given by that name alone (`--num-steps` is `--sampling_option.num_steps`). Values take the field's type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from osjax.cli.parser import Parser
+from osjax.errors import OsjaxError
+
+HELP = {
+    "what to make": {
+        "prompt": "what the video shows",
+        "negative_prompt": "what it should not show, in place of the empty prompt",
+        "dataset.data_path": "CSV file with a column `text`, and if wanted `ref` (two are parted by ;) and `name`",
+        "ref": "path of the reference image or clip; two are parted by ;",
+        "cond_type": "what the reference is: i2v_head, i2v_tail, i2v_loop, v2v_head, v2v_tail, v2v_head_easy, "
+        "v2v_tail_easy; t2v for none",
+        "motion_score": "how much moves: a number such as 4, or dynamic",
+        "seed": "of the noise; sample k of a prompt uses seed + k",
+        "fps_save": "frames per second, of the file and in the prompt",
+        "sample_posterior": "encode references by a sample, as upstream does, and not by the mode",
+    },
+    "its size": {
+        "sampling_option.resolution": "256px or 768px",
+        "sampling_option.aspect_ratio": "width:height, such as 16:9, 1:1, 9:16, 4:3, 2.39:1",
+        "sampling_option.height": "in pixels, with width, in place of resolution and aspect_ratio; rounded up to 16",
+        "sampling_option.width": "in pixels, with height",
+        "sampling_option.num_frames": "4k+1 frames, at most 129; 1 draws an image",
+    },
+    "the sampler": {
+        "sampling_option.num_steps": "Euler steps",
+        "sampling_option.guidance": "scale for the text",
+        "sampling_option.guidance_img": "scale for the reference",
+        "sampling_option.text_osci": "guide by the text at every other step only, from step 10 on",
+        "sampling_option.image_osci": "the same for the reference",
+        "sampling_option.scale_temporal_osci": "i2v: guide less by the image early in the clip and late in sampling",
+        "sampling_option.shift": "shift the schedule by the size of the video",
+        "sampling_option.flow_shift": "shift it by this factor instead",
+        "sampling_option.seed": "in place of seed",
+    },
+    "which of it, and where to": {
+        "save_dir": "folder of the outputs",
+        "num_sample": "videos of each prompt",
+        "start_index": "first row of the CSV to make, from 0",
+        "end_index": "row to stop before",
+        "batch_size": "videos made at once",
+    },
+    "with what": {
+        "ckpt_path": "bundle made by `osjax convert`; the embedded tiny one if left out",
+        "dtype": "bf16, fp16 or fp32",
+        "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
+        "attention": "implementation; auto chooses by device",
+        "offload": "keep only the model at work on the device",
+    },
+}
+
+# The size is told in one of two ways; the command line's way replaces the configuration's.
+_BY_NAME = frozenset({"sampling_option.resolution", "sampling_option.aspect_ratio"})
+_BY_PIXELS = frozenset({"sampling_option.height", "sampling_option.width"})
+
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A command line, read.
+
+    config: every option with its value; given: the keys that the command line named; repeat: the file of `--from`.
+    """
+
+    config: ConfigDict
+    given: frozenset[str]
+    repeat: str | None
+
+
+def read(argv: Sequence[str]) -> Options:
+    """Read `[CONFIG] --key value …`; of a key given twice the last value counts.
+
+    Without CONFIG it is `256px` for a bundle of the user's and `tiny` for the embedded one.
+    Raises OsjaxError with one line for an unknown configuration or key, a missing value, or one of the wrong type.
+    """
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    parser = _parser(load_config(name) if name else None)
+    values, unknown = parser.parse_known_args([_canonical(token) for token in rest])
+    if unknown:
+        raise _unknown(unknown[0])
+    given = vars(values)
+    repeat = given.pop("from", None)
+    config = load_config(name or ("256px" if given.get("ckpt_path") else "tiny"))
+    for ours, other in ((_BY_NAME, _BY_PIXELS), (_BY_PIXELS, _BY_NAME)):
+        if ours & given.keys():
+            if other & given.keys():
+                raise OsjaxError("the size is given twice: give resolution and aspect_ratio, or height and width")
+            config.update_from_flattened_dict(dict.fromkeys(other))
+    config.update_from_flattened_dict(given)
+    return Options(config, frozenset(given), repeat)
+
+
+def load_config(name: str) -> ConfigDict:
+    """The configuration of that name in `configs/`, or the `.py` file at that path, completed from `configs/base.py`.
+
+    Raises OsjaxError for a file that is missing, does not run, or sets an unknown key or a value of the wrong type.
+    """
+    folder = Path(base.__file__).parent
+    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if not path.is_file():
+        names = sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
+        raise OsjaxError(f"no configuration {name!r}: give the path of a .py file, or one of {', '.join(names)}")
+    try:
+        fields = _flatten(runpy.run_path(str(path))["get_config"]())
+    except Exception as error:  # whatever a user's file may raise
+        raise OsjaxError(f"{path} does not run ({type(error).__name__}: {error}): mend its get_config()") from error
+    config = base.get_config()
+    for key, value in fields.items():
+        if key not in _defaults():
+            raise OsjaxError(f"{path} sets an unknown key {key}: did you mean {_nearest(key)}?")
+        if value is None and _defaults()[key] is not None:
+            raise OsjaxError(f"{path} sets {key} to None: give it a value")
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            wanted = type_of(key).__name__
+            raise OsjaxError(f"{path} sets {key} to {value!r}: give a value of type {wanted}") from error
+    return config
+
+
+def type_of(key: str) -> type:
+    """The type of a field's values, be it None by default or not."""
+    section, _, name = key.rpartition(".")
+    config = base.get_config()
+    return (config[section] if section else config).get_type(name)
+
+
+def markdown() -> str:
+    """The options as tables, for docs/cli.md."""
+    lines = []
+    for title, group in HELP.items():
+        lines += [f"### {title.capitalize()}", "", "| option | default | |", "|---|---|---|"]
+        lines += [f"| `--{_short(key)}` | `{_defaults()[key]}` | {text} |" for key, text in group.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parser(config: ConfigDict | None) -> Parser:
+    """One option for each key. The help shows the defaults of `config`, or of the base if there is none yet."""
+    defaults = _flatten(config or base.get_config())
+    parser = Parser(
+        "osjax generate",
+        usage="osjax generate [CONFIG] [--key value ...]",
+        description="Make videos. CONFIG is a name (256px, 768px, tiny) or the path of a .py file.",
+        epilog="In keys dashes equal underscores, and a section may be named: --sampling_option.num-steps.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--from", metavar="FILE", help="repeat the video in FILE, by the provenance it carries")
+    for title, group in HELP.items():
+        options = parser.add_argument_group(title)
+        for key, text in group.items():
+            options.add_argument(
+                f"--{_short(key)}",
+                dest=key,
+                type=_converter(type_of(key), optional=_defaults()[key] is None),
+                metavar=type_of(key).__name__.upper(),
+                help=f"{text} [{defaults[key]}]",
+            )
+    return parser
+
+
+def _converter(kind: type, optional: bool) -> Callable[[str], Any]:
+    """A function from a word of the command line to a value of `kind`, or to None if `optional` and it says None."""
+    parse = {int: _integer, float: _number, bool: _switch, str: _text}[kind]
+    return lambda word: None if optional and word == "None" else parse(word)
+
+
+def _integer(word: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number")
+    return int(word)
+
+
+def _number(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a finite number")
+    return number
+
+
+def _switch(word: str) -> bool:
+    if word.lower() not in _SWITCH:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
+    return _SWITCH[word.lower()]
+
+
+def _text(word: str) -> str:
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is not UTF-8") from error
+    return word
+
+
+def _canonical(token: str) -> str:
+    """`--sampling-option.num-steps=3` → `--num_steps=3`; what is no key stays as it is."""
+    if not token.startswith("--"):
+        return token
+    key, equals, value = token[2:].partition("=")
+    key = key.replace("-", "_")
+    return f"--{_short(key) if key in _defaults() else key}{equals}{value}"
+
+
+def _short(key: str) -> str:
+    """The last name of `key`, if no other key can be meant by it."""
+    name = key.rpartition(".")[2]
+    return name if [other.rpartition(".")[2] for other in _defaults()].count(name) == 1 else key
+
+
+def _unknown(token: str) -> OsjaxError:
+    if not token.startswith("--"):
+        return OsjaxError(f"{token!r} follows no key: put the configuration first, values after keys, both in quotes")
+    key = token[2:].partition("=")[0]
+    return OsjaxError(f"unknown option --{key}: did you mean --{_nearest(key)}?")
+
+
+def _nearest(key: str) -> str:
+    """The known key, long or short, that is most like `key`."""
+    known = sorted({name for full in _defaults() for name in (full, _short(full))})
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    return _flatten(base.get_config())
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"section.name": value} of nested sections."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+if __name__ == "__main__":
+    print(markdown())
