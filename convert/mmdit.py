@@ -1,8 +1,8 @@
-"""Conversion table of the MMDiT: Open-Sora v2's split q/k/v and FLUX's fused projections, either RoPE layout, one model.
+"""Conversion table of the MMDiT: Open-Sora v2's split q/k/v or FLUX's fused projections, either RoPE layout.
 
 The two releases differ in how projections are grouped (`fused_qkv`) and in which channel pairs RoPE rotates
-(`use_liger_rope`: half-split pairs, else interleaved ones). The model rotates half-split pairs only, so interleaved q and
-k rows, biases and norm scales are permuted within each head, which leaves every attention score as it was.
+(`use_liger_rope`: half-split pairs, else interleaved ones). The model rotates half-split pairs only, so interleaved q
+and k rows, biases and norm scales are permuted within each head, which leaves every attention score as it was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from convert.rules import Rule, Write
@@ -83,19 +84,18 @@ def _double_blocks(source: MMDiTSource) -> list[Rule]:
     heads = source.model.hidden_size
     table = linear(rf"{block}\.{stream}_mod\.lin", f"{leaf}.mod.lin")
     table += linear(rf"{attn}\.proj", f"{leaf}.proj")
-    table += linear(rf"{block}\.{stream}_mlp\.0", f"{leaf}.mlp_in") + linear(rf"{block}\.{stream}_mlp\.2", f"{leaf}.mlp_out")
+    table += linear(rf"{block}\.{stream}_mlp\.0", f"{leaf}.mlp_in")
+    table += linear(rf"{block}\.{stream}_mlp\.2", f"{leaf}.mlp_out")
     table += _norms(source, rf"{attn}\.norm", f"{leaf}.qkv")
     parts = ("weight", "bias") if source.model.qkv_bias else ("weight",)
-    if source.fused_qkv:
-        return table + [
-            Rule(rf"{attn}\.qkv\.{part}", tuple(_project(source, f"{leaf}.qkv", part, which, heads * which) for which in (Q, K, V)))
-            for part in parts
-        ]
-    return table + [
-        Rule(rf"{attn}\.{name}_proj\.{part}", (_project(source, f"{leaf}.qkv", part, which, 0),))
-        for which, name in ((Q, "q"), (K, "k"), (V, "v"))
-        for part in parts
-    ]
+    for part in parts:
+        start = heads if source.fused_qkv else 0
+        q, k, v = (_project(source, f"{leaf}.qkv", part, which, start * which) for which in (Q, K, V))
+        if source.fused_qkv:
+            table.append(Rule(rf"{attn}\.qkv\.{part}", (q, k, v)))
+        else:
+            table += [Rule(rf"{attn}\.{name}_proj\.{part}", (one,)) for name, one in (("q", q), ("k", k), ("v", v))]
+    return table
 
 
 def _single_blocks(source: MMDiTSource) -> list[Rule]:
@@ -146,6 +146,6 @@ def _norms(source: MMDiTSource, norm: str, leaf: str) -> list[Rule]:
     ]
 
 
-def _half_split_order(width: int) -> list[int]:
+def _half_split_order(width: int) -> np.ndarray:
     """Source channel of each target channel: interleaved 2i → i, 2i + 1 → width/2 + i."""
-    return [*range(0, width, 2), *range(1, width, 2)]
+    return np.arange(width).reshape(-1, 2).T.ravel()

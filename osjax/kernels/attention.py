@@ -17,8 +17,10 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 NAMES = ("auto", "xla", "cudnn")
 
 
-def cudnn_attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, *, scale: float | None = None) -> jax.Array:
-    """cuDNN's fused attention through JAX; float16 or bfloat16 on NVIDIA GPUs from Ampere on. Shapes as `reference_attention`."""
+def cudnn_attention(
+    q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, *, scale: float | None = None
+) -> jax.Array:
+    """cuDNN's fused attention: float16 or bfloat16, NVIDIA GPUs from Ampere on; shapes as `reference_attention`."""
     return jax.nn.dot_product_attention(q_bnhd, k_bmhd, v_bmhd, scale=scale, implementation="cudnn")
 
 

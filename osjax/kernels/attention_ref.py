@@ -14,7 +14,9 @@ import jax.numpy as jnp
 MAX_SCORES = 1 << 26
 
 
-def reference_attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, *, scale: float | None = None) -> jax.Array:
+def reference_attention(
+    q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, *, scale: float | None = None
+) -> jax.Array:
     """softmax(q k^T · scale) v over all keys, non-causal (Vaswani et al. 2017, eq. 1).
 
     q [B, N, H, D], k and v [B, M, H, D], any float dtype; `scale` defaults to 1/sqrt(D).
@@ -26,7 +28,9 @@ def reference_attention(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array,
     def attend(q_bnhd: jax.Array) -> jax.Array:
         scores_bhnm = jnp.einsum("bnhd,bmhd->bhnm", q_bnhd, k_bmhd, preferred_element_type=jnp.float32) * scale
         weights_bhnm = jax.nn.softmax(scores_bhnm, axis=-1).astype(v_bmhd.dtype)
-        return jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm, v_bmhd, preferred_element_type=jnp.float32).astype(q_bnhd.dtype)
+        return jnp.einsum("bhnm,bmhd->bnhd", weights_bhnm, v_bmhd, preferred_element_type=jnp.float32).astype(
+            q_bnhd.dtype
+        )
 
     rows = max(1, MAX_SCORES // (batch * heads * k_bmhd.shape[1]))
     if queries <= rows:

@@ -6,6 +6,7 @@ B batch, N tokens, C channels, F features, H heads, D head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,9 @@ class MLPEmbedder(nnx.Module):
         return self.out_layer(jax.nn.silu(self.in_layer(x_bc)))
 
 
-def stack_blocks(make: type[nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack_blocks(make: Callable[..., nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` blocks as one module whose parameters carry a leading layer axis, for `jax.lax.scan`.
 
-    `make(rngs)` builds one block; each layer draws from its own fork of the rngs.
+    `make(rngs=rngs)` builds one block; each layer draws from its own fork of the rngs.
     """
-    return nnx.vmap(make, in_axes=(0,), out_axes=0)(rngs.fork(split=count))
+    return nnx.vmap(lambda rngs: make(rngs=rngs), in_axes=(0,), out_axes=0)(rngs.fork(split=count))

@@ -10,6 +10,7 @@ Spec: Open-Sora 2.0 technical report (Peng et al. 2025), section 3.2; the block 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,7 @@ from osjax.errors import OsjaxError
 from osjax.models.layers import MLPEmbedder, RMSNorm, layer_norm, stack_blocks, timestep_embedding
 from osjax.models.rope import Rope, after_text, rotate
 
+Streams = tuple[jax.Array, jax.Array]
 JointAttention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 TIME_EMBEDDING_WIDTH = 256
 
@@ -45,9 +47,13 @@ class MMDiTConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise OsjaxError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads: mend the config")
+            raise OsjaxError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads: mend the config"
+            )
         if sum(self.axes_dim) != self.head_dim or any(width % 2 for width in self.axes_dim):
-            raise OsjaxError(f"axes_dim {self.axes_dim} must be even and sum to the head width {self.head_dim}: mend the config")
+            raise OsjaxError(
+                f"axes_dim {self.axes_dim} must be even and sum to the head width {self.head_dim}: mend the config"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -90,7 +96,9 @@ class QKV(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, *, bias: bool, rngs: nnx.Rngs, dtype: jnp.dtype):
         heads = (3, config.num_heads, config.head_dim)
-        self.lin = nnx.LinearGeneral(config.hidden_size, heads, use_bias=bias, rngs=rngs, dtype=dtype, param_dtype=dtype)
+        self.lin = nnx.LinearGeneral(
+            config.hidden_size, heads, use_bias=bias, rngs=rngs, dtype=dtype, param_dtype=dtype
+        )
         self.q_norm = RMSNorm(config.head_dim, rngs=rngs, dtype=dtype)
         self.k_norm = RMSNorm(config.head_dim, rngs=rngs, dtype=dtype)
 
@@ -128,7 +136,9 @@ class DoubleBlock(nnx.Module):
         txt_qkv = self.txt.qkv(modulated(txt_blf, *txt_mod[:2]))
         img_q, img_k, img_v = self.img.qkv(modulated(img_bnf, *img_mod[:2]))
         img_qkv = rotate(img_q, rope), rotate(img_k, rope), img_v
-        joint_bmf = merge_heads(attention(*(jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv, strict=True))))
+        joint_bmf = merge_heads(
+            attention(*(jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv, strict=True)))
+        )
         txt_attended, img_attended = jnp.split(joint_bmf, [txt_blf.shape[1]], axis=1)
         return (
             self._finish(self.img, img_bnf, img_attended, img_mod),
@@ -172,7 +182,7 @@ class FinalLayer(nnx.Module):
 
 
 class MMDiT(nnx.Module):
-    """Predicts the velocity of packed latent tokens. It never sees a mesh: `attention` brings the joint sequence together."""
+    """Predicts the velocity of packed latent tokens. It sees no mesh: `attention` joins the whole sequence."""
 
     def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         size, kwargs = config.hidden_size, {"rngs": rngs, "dtype": dtype, "param_dtype": dtype}
@@ -185,8 +195,9 @@ class MMDiT(nnx.Module):
             self.guidance_in = MLPEmbedder(TIME_EMBEDDING_WIDTH, size, rngs=rngs, dtype=dtype)
         if config.cond_embed:
             self.cond_in = nnx.Linear(config.cond_channels, size, **kwargs)
-        self.double_blocks = stack_blocks(lambda r: DoubleBlock(config, rngs=r, dtype=dtype), config.depth, rngs)
-        self.single_blocks = stack_blocks(lambda r: SingleBlock(config, rngs=r, dtype=dtype), config.depth_single_blocks, rngs)
+        double, single = (functools.partial(make, config, dtype=dtype) for make in (DoubleBlock, SingleBlock))
+        self.double_blocks = stack_blocks(double, config.depth, rngs)
+        self.single_blocks = stack_blocks(single, config.depth_single_blocks, rngs)
         self.final_layer = FinalLayer(config, rngs=rngs, dtype=dtype)
 
     def embed(
@@ -229,7 +240,7 @@ class MMDiT(nnx.Module):
         """
         img_bnf, txt_blf, vec_bf = self.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
 
-        def double(streams: tuple[jax.Array, jax.Array], block: DoubleBlock) -> tuple[tuple[jax.Array, jax.Array], None]:
+        def double(streams: Streams, block: DoubleBlock) -> tuple[Streams, None]:
             return block(*streams, vec_bf, rope, attention), None
 
         (img_bnf, txt_blf), _ = jax.lax.scan(double, (img_bnf, txt_blf), self.double_blocks)

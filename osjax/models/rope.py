@@ -38,7 +38,7 @@ def rope_table(ids_bna: np.ndarray, axes_dim: tuple[int, ...], theta: float) -> 
 
 
 def after_text(rope: Rope, text_length: int) -> Rope:
-    """The table of the joint sequence: text tokens stand at position zero, which is no rotation, in front of the image."""
+    """The table of the joint sequence: in front of the image, text tokens at position zero, which is no rotation."""
     front = ((0, 0), (text_length, 0), (0, 0))
     return Rope(jnp.pad(rope.cos_bnd, front, constant_values=1.0), jnp.pad(rope.sin_bnd, front))
 

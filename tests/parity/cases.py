@@ -87,7 +87,9 @@ def discover() -> tuple[Case, ...]:
     """All cases of the folder; an empty folder is an error, so that a wrong path cannot pass."""
     found = tuple(load(path.stem) for path in sorted(FOLDER.glob("*.json")))
     if not found:
-        raise FileNotFoundError(f"no golden cases in {FOLDER}: set OSJAX_GOLDEN to a folder of NAME.json + NAME.safetensors")
+        raise FileNotFoundError(
+            f"no golden cases in {FOLDER}: OSJAX_GOLDEN must name a folder of NAME.json + NAME.safetensors"
+        )
     return found
 
 

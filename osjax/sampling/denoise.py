@@ -1,0 +1,166 @@
+"""The denoising loop: Euler steps of the rectified flow, guided by a weighted sum over the branches that matter.
+
+B batch, N image tokens, L text tokens, C channels of a token, P pooled-text width, K guidance branches, S steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from osjax.errors import OsjaxError
+from osjax.kernels.attention import Attention
+from osjax.models.mmdit import MMDiT
+from osjax.models.rope import Rope
+from osjax.parallel.specs import SPECS
+from osjax.parallel.ulysses import JointSequence, ulysses_attention
+
+
+class Branches(NamedTuple):
+    """What differs between guidance branches, stacked over K; `cond` is None for a model without conditions."""
+
+    txt_kblc: jax.Array
+    vec_kbp: jax.Array
+    cond_kbnc: jax.Array | None = None
+
+
+class Step(NamedTuple):
+    """One Euler step: which branches are computed and with which weight per token, in the branches' order.
+
+    branches: indices into K; weights: float32 [len(branches), N]; time and next_time in [0, 1].
+    """
+
+    branches: tuple[int, ...]
+    weights: np.ndarray
+    time: float
+    next_time: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where the loop runs: the mesh, and the attention of one device. Hashable, so it keys the compiled step."""
+
+    mesh: Mesh
+    attend: Attention
+
+
+def denoise(
+    model: MMDiT,
+    x_bnc: jax.Array,
+    branches: Branches,
+    rope: Rope,
+    steps: Sequence[Step],
+    where: Where,
+    guidance_b: jax.Array | None = None,
+    on_step: Callable[[int, jax.Array], None] = lambda done, x_bnc: None,
+) -> jax.Array:
+    """Integrates x from `steps[0].time` to the last `next_time`: x ← x + (t_next − t) · Σ_k weight_k · velocity_k.
+
+    x [B, N, C] noise, kept in float32; `rope` over the N tokens; `guidance_b` [B] for guidance-distilled models only;
+    `on_step(steps done, x [B, N, C])` is called after each step. Equal on every mesh up to the order of float sums.
+    Raises OsjaxError naming the step if the latents stop being finite.
+    """
+    batch, tokens = x_bnc.shape[:2]
+    sequence = JointSequence(branches.txt_kblc.shape[2], tokens, where.mesh.shape[SPECS.seq_axis])
+    rows = -batch % where.mesh.shape[SPECS.data_axis]
+    pad = functools.partial(_pad, rows=rows, text=sequence.text_padding, image=sequence.image_padding)
+    put = functools.partial(_put, mesh=where.mesh)
+    # A copy: the compiled step donates its latents, which must not be the caller's.
+    x = put(pad(jnp.array(x_bnc, jnp.float32, copy=True), "bn"), SPECS.tokens_bnc)
+    inputs = Branches(
+        put(pad(branches.txt_kblc, "kbl"), SPECS.branch_tokens_kbnc),
+        put(pad(branches.vec_kbp, "kb"), SPECS.branch_rows_kbc),
+        None if branches.cond_kbnc is None else put(pad(branches.cond_kbnc, "kbn"), SPECS.branch_tokens_kbnc),
+    )
+    tables = Rope(*(put(pad(table, "1n"), SPECS.rope_1nd) for table in rope))
+    guidance = None if guidance_b is None else put(pad(guidance_b, "b"), SPECS.rows_b)
+    for index, step in enumerate(steps):
+        order = np.zeros(len(branches.txt_kblc), np.int32)
+        weights = np.zeros((len(order), tokens), np.float32)
+        order[: len(step.branches)], weights[: len(step.branches)] = step.branches, step.weights
+        x, finite = _euler_step(
+            model,
+            x,
+            inputs,
+            tables,
+            put(pad(weights, "kn"), SPECS.token_weights_kn),
+            order,
+            np.int32(len(step.branches)),
+            np.float32(step.time),
+            np.float32(step.next_time),
+            guidance,
+            sequence=sequence,
+            where=where,
+        )
+        if not finite:
+            raise OsjaxError(
+                f"the latents are not finite after step {index + 1} of {len(steps)}: nothing was saved; "
+                "try --dtype bf16 or fp32, or a lower guidance"
+            )
+        on_step(index + 1, x[:batch, :tokens])
+    return x[:batch, :tokens]
+
+
+@functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames=("x_bnc",))
+def _euler_step(
+    model: MMDiT,
+    x_bnc: jax.Array,
+    branches: Branches,
+    rope: Rope,
+    weights_kn: jax.Array,
+    order_k: jax.Array,
+    count: jax.Array,
+    time: jax.Array,
+    next_time: jax.Array,
+    guidance_b: jax.Array | None,
+    *,
+    sequence: JointSequence,
+    where: Where,
+) -> tuple[jax.Array, jax.Array]:
+    """One compiled step for any number of branches: a loop over the first `count` of `order_k`."""
+    forward = _sharded_forward(model, sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
+    time_b = jnp.full(x_bnc.shape[:1], time, jnp.float32)
+
+    def add_branch(j: jax.Array, total_bnc: jax.Array) -> jax.Array:
+        one = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, order_k[j], keepdims=False), branches)
+        velocity_bnc = forward(model, x_bnc, one.txt_kblc, one.vec_kbp, time_b, rope, one.cond_kbnc, guidance_b)
+        return total_bnc + weights_kn[j][None, :, None] * velocity_bnc.astype(jnp.float32)
+
+    velocity_bnc = jax.lax.fori_loop(0, count, add_branch, jnp.zeros_like(x_bnc))
+    x_bnc = x_bnc + (next_time - time) * velocity_bnc
+    # Laid out as it came in: otherwise the second step would be compiled anew for the layout that the first one chose.
+    x_bnc = jax.lax.with_sharding_constraint(x_bnc, NamedSharding(where.mesh, SPECS.tokens_bnc))
+    return x_bnc, jnp.isfinite(x_bnc).all()
+
+
+def _sharded_forward(model: MMDiT, sequence: JointSequence, where: Where, cond: bool, guidance: bool) -> Callable:
+    """The model inside one `shard_map`: every operation is local to a device's tokens except the attention."""
+    attention = functools.partial(ulysses_attention, sequence=sequence, attend=where.attend, axis=SPECS.seq_axis)
+
+    def forward(model, x_bnc, txt_blc, vec_bp, time_b, rope, cond_bnc, guidance_b):
+        return model(x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b)
+
+    tokens = SPECS.tokens_bnc
+    specs = (SPECS.everywhere, tokens, tokens, SPECS.rows_bc, SPECS.rows_b, SPECS.rope_1nd)
+    optional = (tokens if cond else None, SPECS.rows_b if guidance else None)
+    return jax.shard_map(forward, mesh=where.mesh, in_specs=(*specs, *optional), out_specs=tokens, check_vma=False)
+
+
+def _pad(array: jax.Array, dims: str, *, rows: int, text: int, image: int) -> jax.Array:
+    """Zeros behind the batch (b), text (l) and image (n) dims so that each divides over its mesh axis."""
+    behind = {"b": rows, "l": text, "n": image}
+    widths = [(0, behind.get(dim, 0)) for dim in dims] + [(0, 0)] * (array.ndim - len(dims))
+    if not any(after for _, after in widths):
+        return array
+    return (np if isinstance(array, np.ndarray) else jnp).pad(array, widths)
+
+
+def _put(array: jax.Array, spec: PartitionSpec, *, mesh: Mesh) -> jax.Array:
+    return jax.device_put(array, NamedSharding(mesh, spec))
