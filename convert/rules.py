@@ -1,7 +1,7 @@
 """Conversion is data: rules, a plan that matches both sides completely, and its execution in memory.
 
-A rule names source tensors by a regular expression (full match) and says which leaves of the Flax module they fill. A leaf
-is filled in slabs: a stacked leaf layer by layer, any other leaf at once. Nothing needs more than one slab in memory.
+A rule names source tensors by a regular expression (full match) and says which leaves of the Flax module they fill. A
+leaf is filled in slabs: a stacked leaf layer by layer, any other leaf at once. Nothing needs more than one in memory.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def plan(
             slabs.append(slab)
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(found)}" for what, found in problems.items() if found)
-        raise OsjaxError(f"checkpoint and model do not match ({listed}): check that the file and its config go together")
+        raise OsjaxError(f"checkpoint and model do not match ({listed}): check that file and config go together")
     order = {name: position for position, name in enumerate(source_shapes)}
     slabs.sort(key=lambda slab: (-1 if slab.layer is None else slab.layer, order[slab.fills[0].source]))
     return Plan(tuple(slabs), tuple(unused))
