@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except OsjaxError as error:
-        print(f"osjax: error: {error}", file=sys.stderr)
+        print("osjax: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("osjax: interrupted", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The options of `osjax generate`: a configuration, then `--key value` pairs that change it.
 
 A key is a field of `configs/base.py`: dots reach into sections, dashes equal underscores, and a field whose last name
-is unique may be given by that name alone (`--num-steps` is `--sampling_option.num_steps`). Values take the field's type.
+is unique may be given by it alone (`--num-steps` is `--sampling_option.num_steps`). Values take the field's type.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _parser(config: ConfigDict | None) -> Parser:
                 dest=key,
                 type=_converter(type_of(key), optional=_defaults()[key] is None),
                 metavar=type_of(key).__name__.upper(),
-                help=f"{text} [{defaults[key]}]",
+                help=f"{text} [{defaults[key]}]".replace("%", "%%"),
             )
     return parser
 
