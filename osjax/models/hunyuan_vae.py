@@ -82,9 +82,8 @@ class HunyuanVAEConfig:
         """
         levels = len(self.block_out_channels)
         in_space = [i < math.log2(self.spatial_compression_ratio) for i in range(levels)]
-        in_time = (
-            in_space if self.time_compression_ratio == 8 else [levels - 3 <= i < levels - 1 for i in range(levels)]
-        )
+        late = [levels - 3 <= i < levels - 1 for i in range(levels)]
+        in_time = in_space if self.time_compression_ratio == 8 else late
         return tuple((1 + time, 1 + space, 1 + space) for time, space in zip(in_time, in_space, strict=True))
 
     @property
@@ -171,7 +170,7 @@ class MidBlock(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then the way to the next: strided convolution down, or nearest + convolution up."""
+    """Residual blocks at one resolution, then the way to the next: a strided convolution, or upsampling and one."""
 
     def __init__(
         self,

@@ -2,9 +2,9 @@
 
 B batch, T/H/W frames/height/width of the tiled array (pixels when encoding, latents when decoding), C channels.
 
-Tiling changes the result (each tile is padded and normalised by itself), so parity with the reference means its very tiles
-and its very blends: time tiles outside, space tiles inside; a tile is blended with the tile above, then with the tile on
-its left, both of which are blended already; only then is it cropped.
+Tiling changes the result (each tile is padded and normalised by itself), so parity with the reference means its very
+tiles and its very blends: time tiles outside, space tiles inside; a tile is blended with the tile above, then with the
+tile on its left, both of which are blended already; only then is it cropped.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class AxisTiles:
         return self.out_size - self.blend
 
     def starts(self, length: int) -> range:
-        """Where the tiles of an axis of that length begin. A causal tile of a single element would end up empty: left out."""
-        return range(0, max(1, length - self.causal), self.stride)
+        """Where the tiles of an axis of that length begin; a causal tail of one element would leave nothing."""
+        return range(0, max(1, length - int(self.causal)), self.stride)
 
 
 @dataclasses.dataclass(frozen=True)
