@@ -1,6 +1,7 @@
 """The denoising loop: Euler steps of the rectified flow, guided by a weighted sum over the branches that matter.
 
-B batch, N image tokens, L text tokens, C channels of a token, P pooled-text width, K guidance branches, S steps.
+B batch, N image tokens, L text tokens, C channels of a token, P pooled-text width, K guidance branches, S steps,
+t latent frames.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from osjax.models.mmdit import MMDiT
 from osjax.models.rope import Rope
 from osjax.parallel.specs import SPECS
 from osjax.parallel.ulysses import JointSequence, ulysses_attention
+from osjax.sampling.guidance import GuidedStep
 
 
 class Branches(NamedTuple):
@@ -29,18 +31,6 @@ class Branches(NamedTuple):
     txt_kblc: jax.Array
     vec_kbp: jax.Array
     cond_kbnc: jax.Array | None = None
-
-
-class Step(NamedTuple):
-    """One Euler step: which branches are computed and with which weight per token, in the branches' order.
-
-    branches: indices into K; weights: float32 [len(branches), N]; time and next_time in [0, 1].
-    """
-
-    branches: tuple[int, ...]
-    weights: np.ndarray
-    time: float
-    next_time: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +46,19 @@ def denoise(
     x_bnc: jax.Array,
     branches: Branches,
     rope: Rope,
-    steps: Sequence[Step],
+    plan: Sequence[GuidedStep],
+    levels_s: np.ndarray,
     where: Where,
     guidance_b: jax.Array | None = None,
     on_step: Callable[[int, jax.Array], None] = lambda done, x_bnc: None,
 ) -> jax.Array:
-    """Integrates x from `steps[0].time` to the last `next_time`: x ← x + (t_next − t) · Σ_k weight_k · velocity_k.
+    """Integrates x along the noise levels: x ← x + (s_next − s) · Σ_k weight_k · velocity_k.
 
-    x [B, N, C] noise, kept in float32; `rope` over the N tokens; `guidance_b` [B] for guidance-distilled models only;
-    `on_step(steps done, x [B, N, C])` is called after each step. Equal on every mesh up to the order of float sums.
+    x [B, N, C] noise, its tokens ordered frame by frame, kept in float32; `rope` over the N tokens; `plan` says for
+    each of S steps which of the K branches are computed and their weight per latent frame; `levels_s` [S + 1] from 1
+    to 0; `guidance_b` [B] for guidance-distilled models only; `on_step(steps done, x [B, N, C])` is called after each
+    step with latents that live only during the call, because the next step takes over their memory.
+    Equal on every mesh up to the order of float sums.
     Raises OsjaxError naming the step if the latents stop being finite.
     """
     batch, tokens = x_bnc.shape[:2]
@@ -81,10 +75,11 @@ def denoise(
     )
     tables = Rope(*(put(pad(table, "1n"), SPECS.rope_1nd) for table in rope))
     guidance = None if guidance_b is None else put(pad(guidance_b, "b"), SPECS.rows_b)
-    for index, step in enumerate(steps):
+    for index, step in enumerate(plan):
         order = np.zeros(len(branches.txt_kblc), np.int32)
         weights = np.zeros((len(order), tokens), np.float32)
-        order[: len(step.branches)], weights[: len(step.branches)] = step.branches, step.weights
+        used, frames = step.weights_kt.shape
+        order[:used], weights[:used] = step.branches, np.repeat(step.weights_kt, tokens // frames, axis=1)
         x, finite = _euler_step(
             model,
             x,
@@ -92,16 +87,15 @@ def denoise(
             tables,
             put(pad(weights, "kn"), SPECS.token_weights_kn),
             order,
-            np.int32(len(step.branches)),
-            np.float32(step.time),
-            np.float32(step.next_time),
+            np.int32(used),
+            *np.asarray(levels_s[index : index + 2], np.float32),
             guidance,
             sequence=sequence,
             where=where,
         )
         if not finite:
             raise OsjaxError(
-                f"the latents are not finite after step {index + 1} of {len(steps)}: nothing was saved; "
+                f"the latents are not finite after step {index + 1} of {len(plan)}: nothing was saved; "
                 "try --dtype bf16 or fp32, or a lower guidance"
             )
         on_step(index + 1, x[:batch, :tokens])
@@ -117,8 +111,8 @@ def _euler_step(
     weights_kn: jax.Array,
     order_k: jax.Array,
     count: jax.Array,
-    time: jax.Array,
-    next_time: jax.Array,
+    level: jax.Array,
+    next_level: jax.Array,
     guidance_b: jax.Array | None,
     *,
     sequence: JointSequence,
@@ -126,7 +120,7 @@ def _euler_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One compiled step for any number of branches: a loop over the first `count` of `order_k`."""
     forward = _sharded_forward(model, sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
-    time_b = jnp.full(x_bnc.shape[:1], time, jnp.float32)
+    time_b = jnp.full(x_bnc.shape[:1], level, jnp.float32)
 
     def add_branch(j: jax.Array, total_bnc: jax.Array) -> jax.Array:
         one = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, order_k[j], keepdims=False), branches)
@@ -134,7 +128,7 @@ def _euler_step(
         return total_bnc + weights_kn[j][None, :, None] * velocity_bnc.astype(jnp.float32)
 
     velocity_bnc = jax.lax.fori_loop(0, count, add_branch, jnp.zeros_like(x_bnc))
-    x_bnc = x_bnc + (next_time - time) * velocity_bnc
+    x_bnc = x_bnc + (next_level - level) * velocity_bnc
     # Laid out as it came in: otherwise the second step would be compiled anew for the layout that the first one chose.
     x_bnc = jax.lax.with_sharding_constraint(x_bnc, NamedSharding(where.mesh, SPECS.tokens_bnc))
     return x_bnc, jnp.isfinite(x_bnc).all()

@@ -12,6 +12,7 @@ from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.rope import rope_table
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import denoise as loop
+from osjax.sampling.guidance import GuidedStep
 
 CONFIG = MMDiTConfig(
     in_channels=8,
@@ -23,7 +24,7 @@ CONFIG = MMDiTConfig(
     depth_single_blocks=2,
     axes_dim=(2, 2, 4),
 )
-TOKENS, TEXT = 19, 5  # neither divides any mesh axis; three heads do not either
+FRAMES, TOKENS, TEXT = 3, 21, 5  # neither divides any mesh axis; three heads do not either
 
 
 def problem(batch: int, config: MMDiTConfig = CONFIG):
@@ -35,12 +36,9 @@ def problem(batch: int, config: MMDiTConfig = CONFIG):
     cond = draw(3, batch, TOKENS, config.cond_channels) if config.cond_embed else None
     branches = loop.Branches(draw(3, batch, TEXT, 10), draw(3, batch, 6), cond)
     rope = rope_table(rng.integers(0, 9, (1, TOKENS, 3)), config.axes_dim, config.theta)
-    times = [1.0, 0.8, 0.5, 0.0]
-    chosen = [(0, 1, 2), (0, 2), (0,)]
-    steps = [
-        loop.Step(used, draw(len(used), TOKENS), *times[i : i + 2]) for i, used in enumerate(chosen)
-    ]  # fmt: skip
-    return draw(batch, TOKENS, config.in_channels), branches, rope, steps
+    levels = np.array([1.0, 0.8, 0.5, 0.0], np.float32)
+    plan = [GuidedStep(used, draw(len(used), FRAMES)) for used in [(0, 1, 2), (0, 2), (0,)]]
+    return draw(batch, TOKENS, config.in_channels), branches, rope, plan, levels
 
 
 def where(**shape):
@@ -67,15 +65,15 @@ def test_every_mesh_equals_one_device(model, on_one_device, batch, shape):
 
 
 def test_equals_the_loop_written_out(model, on_one_device):
-    x, branches, rope, steps = problem(1)
-    for step in steps:
+    x, branches, rope, plan, levels = problem(1)
+    for step, level, after in zip(plan, levels, levels[1:], strict=False):
         velocity = sum(
-            weight[None, :, None]
-            * model(x, branches.txt_kblc[k], branches.vec_kbp[k], jnp.full((1,), step.time), rope, reference_attention,
+            np.repeat(weight, TOKENS // FRAMES)[None, :, None]
+            * model(x, branches.txt_kblc[k], branches.vec_kbp[k], jnp.full((1,), level), rope, reference_attention,
                     branches.cond_kbnc[k])
-            for k, weight in zip(step.branches, step.weights, strict=True)
+            for k, weight in zip(step.branches, step.weights_kt, strict=True)
         )  # fmt: skip
-        x = x + (step.next_time - step.time) * velocity
+        x = x + (after - level) * velocity
     np.testing.assert_allclose(on_one_device[1], x, atol=2e-5 * np.abs(x).max())
 
 
@@ -89,40 +87,42 @@ def test_one_compiled_step_for_any_number_of_branches(model):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     jax.clear_caches()
-    x, branches, rope, steps = problem(1)
-    loop.denoise(model, x, branches, rope, steps, where(), on_step=lambda *_: after_step.append(len(compiled)))
-    assert len({len(step.branches) for step in steps}) == len(steps) == len(after_step)
+    x, branches, rope, plan, levels = problem(1)
+    loop.denoise(model, x, branches, rope, plan, levels, where(), on_step=lambda *_: after_step.append(len(compiled)))
+    assert len({len(step.branches) for step in plan}) == len(plan) == len(after_step)
     assert after_step[0] > 0
     assert after_step[-1] - after_step[0] == 0
 
 
 def test_progress_and_the_callers_noise_survives(model):
-    x, branches, rope, steps = problem(1)
+    x, branches, rope, plan, levels = problem(1)
     x = jnp.asarray(x)
     before = np.array(x)
     seen = []
-    loop.denoise(model, x, branches, rope, steps, where(), on_step=lambda done, state: seen.append((done, state.shape)))
-    assert seen == [(i + 1, x.shape) for i in range(len(steps))]
+    loop.denoise(
+        model, x, branches, rope, plan, levels, where(), on_step=lambda done, state: seen.append((done, state.shape))
+    )
+    assert seen == [(i + 1, x.shape) for i in range(len(plan))]
     np.testing.assert_array_equal(x, before)
 
 
 def test_guidance_distilled_model():
     config = MMDiTConfig(**{**CONFIG.__dict__, "cond_embed": False, "guidance_embed": True})
     model = MMDiT(config, rngs=nnx.Rngs(1))
-    x, branches, rope, steps = problem(2, config)
+    x, branches, rope, plan, levels = problem(2, config)
     guidance = np.full((2,), 4.0, np.float32)
-    one = loop.denoise(model, x, branches, rope, steps, where(), guidance_b=guidance)
-    many = loop.denoise(model, x, branches, rope, steps, where(data=2, seq=4), guidance_b=guidance)
+    one = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance)
+    many = loop.denoise(model, x, branches, rope, plan, levels, where(data=2, seq=4), guidance_b=guidance)
     np.testing.assert_allclose(many, one, atol=1e-5 * np.abs(one).max())
-    other = loop.denoise(model, x, branches, rope, steps, where(), guidance_b=guidance + 1)
+    other = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance + 1)
     assert np.abs(np.asarray(other) - np.asarray(one)).max() > 1e-4
 
 
 def test_not_finite_names_the_step(model):
-    x, branches, rope, steps = problem(1)
-    steps[1] = steps[1]._replace(weights=np.full_like(steps[1].weights, np.nan))
+    x, branches, rope, plan, levels = problem(1)
+    plan[1] = GuidedStep(plan[1].branches, np.full_like(plan[1].weights_kt, np.nan))
     with pytest.raises(OsjaxError, match="after step 2 of 3"):
-        loop.denoise(model, x, branches, rope, steps, where())
+        loop.denoise(model, x, branches, rope, plan, levels, where())
 
 
 def test_parameters_without_memory():
