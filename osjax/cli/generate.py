@@ -1,0 +1,186 @@
+"""`osjax generate`: options → jobs (a request and a place for its files) → videos.
+
+The configuration ends here: what goes on are frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from osjax import batch, provenance
+from osjax.cli import options
+from osjax.errors import OsjaxError
+from osjax.files import make_folder
+from osjax.request import Request
+
+# With --from everything else is as it was; these say where things lie, not what is drawn.
+_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "offload"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What draws: the arguments of `Pipeline.load`. path: of a bundle, or None for the embedded one."""
+
+    path: str | None
+    mesh: str
+    dtype: str
+    offload: bool
+    attention: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to make. stem: the path of its files without their endings."""
+
+    request: Request
+    stem: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A whole command. origin: the provenance that `--from` repeats."""
+
+    model: Model
+    jobs: Sequence[Job]
+    batch_size: int = 1
+    origin: provenance.Provenance | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make what the command line `argv` asks for and return the exit status. Raises OsjaxError."""
+    read = options.read(argv)
+    run(plan_repeat(read) if read.repeat else plan(read.config))
+    return 0
+
+
+def plan(config: ConfigDict) -> Plan:
+    """The jobs of a prompt or a CSV, all checked before the first is made. Raises OsjaxError."""
+    if config.batch_size < 1 or config.num_sample < 1:
+        raise OsjaxError("batch_size and num_sample count videos: give numbers above 0")
+    rows, name = _rows(config)
+    rows = batch.select(rows, config.start_index, config.end_index)
+    outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
+    folder = Path(config.save_dir) / _folder(config.sampling_option)
+    jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
+    model = Model(config.ckpt_path, config.mesh, config.dtype, config.offload, config.attention)
+    return Plan(model, jobs, config.batch_size)
+
+
+def plan_repeat(read: options.Options) -> Plan:
+    """The one job that draws the file of `--from` again, as `<name>_again` under save_dir. Raises OsjaxError."""
+    foreign = sorted(read.given - _FREE_TO_REPEAT)
+    if foreign:
+        raise OsjaxError(f"--from repeats a video as it was made: leave out {', '.join(f'--{key}' for key in foreign)}")
+    origin = provenance.read(read.repeat)
+    try:
+        request = Request(**{**origin.request, "refs": tuple(origin.request["refs"])})
+    except (TypeError, KeyError) as error:
+        version = origin.osjax_version
+        raise OsjaxError(f"{read.repeat} was made with other options: repeat it with osjax {version}") from error
+    for path, ref in zip(request.refs, origin.refs, strict=True):
+        if provenance.Reference.of(path).sha256 != ref.sha256:
+            raise OsjaxError(f"the reference {path} has changed since {read.repeat} was made: put the old one back")
+    config = read.config
+    mesh = ",".join(f"{axis}={size}" for axis, size in origin.mesh.items())
+    source = Path(read.repeat).resolve()
+    stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
+    return Plan(
+        Model(config.ckpt_path, mesh, origin.dtype, config.offload, config.attention),
+        [Job(request, stem)],
+        origin=origin,
+    )
+
+
+def run(plan: Plan) -> None:
+    """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
+    jobs = [job for job in plan.jobs if plan.origin or not is_made(job)]
+    if len(jobs) < len(plan.jobs):
+        _say(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are made already: kept")
+    if not jobs:
+        return
+    for folder in {job.stem.parent for job in jobs}:
+        if not os.access(make_folder(folder), os.W_OK):
+            raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
+    from osjax.pipeline import Pipeline  # not above: imports JAX, and mistakes in the plan should be told at once
+
+    if plan.model.path is None:
+        _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
+    arguments = dataclasses.asdict(plan.model)
+    pipeline = Pipeline.load(arguments.pop("path"), **arguments)
+    for start in range(0, len(jobs), plan.batch_size):
+        group = jobs[start : start + plan.batch_size]
+        _say(f"{start + 1} of {len(jobs)}: {', '.join(job.stem.name for job in group)}")
+        videos = pipeline.run([job.request for job in group])
+        for job, video in zip(group, videos, strict=True):
+            path, *_ = provenance.write_outputs(job.stem, video.frames, video.provenance)
+            print(path, flush=True)
+            if plan.origin:
+                _compare(plan.origin, video.provenance, hashlib.sha256(video.frames).hexdigest())
+
+
+def is_made(job: Job) -> bool:
+    """Whether the job's video is there, whole, and was made for the same request."""
+    ending = ".png" if job.request.num_frames == 1 else ".mp4"
+    if not provenance.is_finished(job.stem, job.request.num_frames):
+        return False
+    try:
+        found = provenance.read(f"{job.stem}{ending}").request
+    except OsjaxError:  # a file of another program's: ours takes its place
+        return False
+    return found == json.loads(json.dumps(dataclasses.asdict(job.request)))
+
+
+def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:
+    """The rows to make and the name of their outputs where they have none of their own."""
+    path = config.dataset.data_path
+    if path is not None and (config.prompt is not None or config.ref is not None):
+        raise OsjaxError("--dataset.data_path brings its own prompts and references: leave out --prompt and --ref")
+    if path is not None:
+        return batch.read_csv(path), Path(path).stem
+    if config.prompt is None:
+        raise OsjaxError("nothing to make: give --prompt, or a CSV of prompts by --dataset.data_path")
+    return [batch.Row(0, config.prompt, batch.split_refs(config.ref or ""))], "prompt"
+
+
+def _folder(sampling: ConfigDict) -> str:
+    """`video_256px`, `image_768px`, `video_64x96`."""
+    kind = "image" if sampling.num_frames == 1 else "video"
+    return f"{kind}_{sampling.resolution or f'{sampling.width}x{sampling.height}'}"
+
+
+def _request(config: ConfigDict, output: batch.Output) -> Request:
+    sampling = config.sampling_option.to_dict()
+    seed = sampling.pop("seed")
+    return Request(
+        prompt=output.row.text,
+        refs=output.row.refs,
+        negative_prompt=config.negative_prompt,
+        cond_type=config.cond_type,
+        seed=(config.seed if seed is None else seed) + output.sample,
+        fps=config.fps_save,
+        motion_score=config.motion_score,
+        sample_posterior=config.sample_posterior,
+        **sampling,
+    )
+
+
+def _compare(old: provenance.Provenance, new: provenance.Provenance, frames_sha256: str) -> None:
+    """Say whether a repeated video is the same, and if not, what differs about the way it was made."""
+    if frames_sha256 == old.frames_sha256:
+        _say("same frames, bit for bit")
+        return
+    names = ("bundle_sha256", "osjax_version", "jax_version", "device", "mesh", "dtype")
+    changed = [name for name in names if getattr(old, name) != getattr(new, name)]
+    _say(f"the frames differ; changed since: {', '.join(changed) or 'nothing that the file tells'}")
+
+
+def _say(line: str) -> None:
+    print(f"osjax: {line}", file=sys.stderr, flush=True)

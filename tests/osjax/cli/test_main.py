@@ -1,0 +1,102 @@
+"""The command itself: exit statuses, one line for each mistake, a quick help. Each test runs the real program."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from osjax.cli import main
+
+OSJAX = [sys.executable, "-m", "osjax.cli.main"]
+
+
+def run(*words, **options):
+    return subprocess.run([*OSJAX, *words], capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["draw"],
+        ["--nonsense"],
+        ["generate"],
+        ["generate", "--prompt", " "],
+        ["generate", "128px", "--prompt", "x"],
+        ["generate", "--promt", "x"],
+        ["generate", "--prompt", "x", "--num_frames", "16"],
+        ["generate", "--prompt", "x", "--num_frames", "133"],
+        ["generate", "--prompt", "x", "--guidance", "nan"],
+        ["generate", "--prompt", "x", "--seed", "-1"],
+        ["generate", "--prompt", "x", "--cond_type", "i2v_head", "--ref", "missing.png"],
+        ["generate", "--dataset.data_path", "missing.csv"],
+        ["generate", "--from", "missing.mp4"],
+        ["info", "missing.mp4"],
+        ["info", "--nonsense"],
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("osjax: error: ")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_help_is_quick_and_imports_no_jax():
+    before = psutil.Process().children(recursive=True)
+    code = (
+        "import sys, time, contextlib, osjax.cli.main as m\n"
+        "with contextlib.suppress(SystemExit): m.main(['--help'])\n"
+        "print(time.process_time(), [name for name in ('jax', 'ml_collections', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    seconds, imported = done.stdout.splitlines()[-1].split(" ", 1)
+    assert "generate" in done.stdout
+    assert float(seconds) < 1.0
+    assert imported == "[]"
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "osjax")
+
+
+def test_info_names_versions_and_devices():
+    done = run("info")
+    assert done.returncode == 0
+    assert "\njax " in done.stdout
+    assert "device 0: cpu" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*OSJAX, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writer)
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupt_is_one_line_and_status_130(tmp_path):
+    process = subprocess.Popen(
+        [*OSJAX, "generate", "--prompt", "x", "--num_steps", "1000", "--save_dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.rstrip().endswith("osjax: interrupted")
+    assert "Traceback" not in errors
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a file was left"
