@@ -1,0 +1,79 @@
+"""Files on disk, whole or not at all.
+
+A file is written under a temporary name in the folder of its final one, flushed to the disk and renamed. Whoever sees
+the final name sees the whole file, also after a crash or a full disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from osjax.errors import OsjaxError
+
+_SUFFIX = ".part"
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path to write to; it becomes `path` when the block ends well and vanishes when it does not.
+
+    The folder is made if it is missing. Temporary files that a killed process left behind for the same `path` are
+    removed. Raises OsjaxError for whatever the disk refuses, inside the block too.
+    """
+    path = Path(path)
+    prefix = "." + hashlib.sha256(path.name.encode()).hexdigest()[:16]  # the longest names leave no room for more
+    temporary = path.with_name(f"{prefix}.{secrets.token_hex(4)}{_SUFFIX}")
+    make_folder(path.parent)
+    try:
+        for leftover in path.parent.glob(f"{prefix}.*{_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise OsjaxError(
+            f"cannot write {path} ({_reason(error)}): choose a folder you may write to, on a disk with space left"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # already renamed, or never made
+            temporary.unlink()
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes a folder and its parents if missing. Raises OsjaxError, also for one that may not be written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OsjaxError(f"cannot make the folder {path} ({_reason(error)}): choose another place") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OsjaxError(f"cannot write to the folder {path}: choose one that you may write to")
+    return path
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OsjaxError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OsjaxError(f"cannot read {path} ({_reason(error)}): check the path and its permissions") from error
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()
