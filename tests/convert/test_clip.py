@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import transformers
 
 from convert import clip
 from convert.rules import abstract, plan
@@ -48,8 +49,8 @@ def test_published_options_are_the_defaults():
 
 
 def test_absent_options_take_those_of_transformers():
-    expected = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_attention_heads=8, eos_token_id=49407)
-    assert clip.read_config({"vocab_size": 49408}) == expected
+    assert clip.read_config({}) == clip.read_config(transformers.CLIPTextConfig().to_dict()) != CLIPTextConfig()
+    assert clip.read_config(transformers.CLIPConfig().to_dict()) == clip.read_config({})
 
 
 @pytest.mark.parametrize(
