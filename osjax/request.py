@@ -8,7 +8,7 @@ import math
 from osjax.errors import OsjaxError
 
 MAX_FRAMES = 129
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # JAX keys with 32-bit integers; a larger seed would silently equal a smaller one
 
 
 @dataclasses.dataclass(frozen=True)

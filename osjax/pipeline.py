@@ -1,0 +1,297 @@
+"""Request → Video: text, references, noise, denoising, decoding.
+
+B requests of one shape are drawn together. T/H/W frames/height/width in pixels, t/h/w in latents, L text tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from osjax import provenance
+from osjax.bundle import Bundle, read_bundle
+from osjax.errors import OsjaxError
+from osjax.kernels.attention import choose_attention
+from osjax.media.clips import read_reference
+from osjax.media.write import to_uint8
+from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.request import Request
+from osjax.residency import Residency
+from osjax.sampling import geometry
+from osjax.sampling.condition import ConditionKind, condition_kind
+from osjax.sampling.denoise import Where
+from osjax.sampling.guidance import Guidance
+from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.text.annotate import annotate
+from osjax.text.tokenize import load_tokenizer
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
+# What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance.
+SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score"})
+
+log = logging.getLogger(__name__)
+_encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """frames: uint8 [T, H, W, 3]; fps: frames a second; provenance: how it came to be."""
+
+    frames: np.ndarray
+    fps: float
+    provenance: provenance.Provenance
+
+    def save(self, stem: str | os.PathLike[str]) -> list[Path]:
+        """Writes `stem`.mp4 (.png for one frame), .json and .txt, each whole or not at all; returns their paths."""
+        return provenance.write_outputs(stem, self.frames, self.provenance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a request asks for in pixels and latents. size: (height, width)."""
+
+    size: tuple[int, int]
+    grid: geometry.LatentGrid
+    kind: ConditionKind
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A bundle on a mesh, ready to draw. Make one with `Pipeline.load`."""
+
+    residency: Residency
+    where: Where
+    attention: str
+    dtype: str
+    label: str
+    progress: bool
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        mesh: str = "data=1,seq=1",
+        dtype: str = "bf16",
+        offload: bool = False,
+        attention: str = "auto",
+        progress: bool = True,
+    ) -> Pipeline:
+        """Opens a bundle (None is the embedded tiny one); weights are read when they are first needed.
+
+        mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; offload: parts that are not in
+        use wait in host memory; attention: an implementation by name; progress: bars on standard error.
+        Raises OsjaxError for a bundle, mesh, dtype or attention that cannot be used here.
+        """
+        if dtype not in DTYPES:
+            raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+        bundle = read_bundle(EMBEDDED if path is None else Path(path))
+        devices = make_mesh(parse_mesh(mesh))
+        chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype])
+        return cls(
+            residency=Residency(bundle, devices, DTYPES[dtype], offload=offload),
+            where=Where(devices, attend),
+            attention=chosen,
+            dtype=dtype,
+            label="embedded tiny bundle" if path is None else Path(path).resolve().name,
+            progress=progress,
+        )
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.residency.bundle
+
+    def __call__(self, request: Request) -> Video:
+        """Draws one video. Raises OsjaxError as `run` does."""
+        return self.run([request])[0]
+
+    def run(self, requests: Sequence[Request]) -> list[Video]:
+        """Draws requests that differ in prompts, references and seeds only; each equals what it would be alone.
+
+        Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
+        step); ValueError if the requests do not go together.
+        """
+        first = requests[0]
+        if any(_shared(request) != _shared(first) for request in requests):
+            raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
+        seconds: dict[str, float] = {}
+        shape = self.shape(first)
+        clips = [read_references(request, shape, self._ratio) for request in requests]
+        prompts = [annotate(request.prompt, request.fps, request.motion_score) for request in requests]
+        with _timed(seconds, "text"):
+            text = self.encode_text(prompts)
+            negative = self.encode_text([request.negative_prompt for request in requests])
+        with _timed(seconds, "references"):
+            references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
+        with _timed(seconds, "denoise"):
+            z_bthwc, passes = self.draw_latents(requests, shape, text, negative, references)
+        with _timed(seconds, "decode"):
+            frames_bthwc = self.decode(z_bthwc)[:, : first.num_frames]
+        return [
+            Video(frames, request.fps, self._provenance(request, prompt, frames, passes, seconds))
+            for request, prompt, frames in zip(requests, prompts, frames_bthwc, strict=True)
+        ]
+
+    def shape(self, request: Request) -> Shape:
+        """Sizes in pixels and latents. Raises OsjaxError for a size, frame count or kind that cannot be drawn."""
+        vae, patch = self.residency.config("vae"), self.residency.config("mmdit").patch_size
+        multiple = vae.spatial_compression_ratio * patch
+        if request.resolution is not None:
+            size = geometry.image_size(request.resolution, request.aspect_ratio, multiple)
+        else:
+            size = geometry.round_up_size(request.height, request.width)
+        geometry.check_frames(request.num_frames, self._ratio)
+        grid = geometry.latent_grid(*size, request.num_frames, multiple=multiple, patch=patch, ratio=self._ratio)
+        return Shape(size, grid, condition_kind(request.cond_type))
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
+        encoded = []
+        for name in ("t5", "clip"):
+            max_length = self.bundle.component(name).max_length
+            vocabulary = self.residency.config(name).vocab_size
+            tokenizer = load_tokenizer(self.bundle.tokenizer(name), max_length, vocab_size=vocabulary)
+            ids_bl, cut = tokenizer.encode(prompts)
+            if name == "t5" and any(cut):
+                log.warning("a prompt is over %d tokens long: the rest is cut off", max_length)
+            with self.residency.on_device(name) as encoder:
+                encoded.append(_encode(encoder, ids_bl))
+        states_blc, (_, pooled_bp) = encoded
+        return Text(states_blc, pooled_bp)
+
+    def encode_references(self, request: Request, clips: Sequence[np.ndarray]) -> list[jax.Array]:
+        """Clips THWC in [-1, 1] → latents thwc, each encoded by itself: posterior mode, or a sample by the seed."""
+        if not clips:
+            return []
+        key = jax.random.fold_in(jax.random.key(request.seed), 1) if request.sample_posterior else None
+        with self.residency.on_device("vae") as vae:
+            dtype = self.residency.dtype
+            return [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
+
+    def draw_latents(
+        self,
+        requests: Sequence[Request],
+        shape: Shape,
+        text: Text,
+        negative: Text,
+        references: Sequence[list[jax.Array]],
+    ) -> tuple[jax.Array, int]:
+        """(latents bthwc ready to decode, forward passes that each of them took)."""
+        one = shape.grid.noise_shape(self.residency.config("mmdit").latent_channels)
+        noise_bthwc = jnp.concatenate([jax.random.normal(jax.random.key(r.seed), one) for r in requests])
+        bar = tqdm(total=requests[0].num_steps, desc="denoise", unit="step", disable=not self.progress)
+        with self.residency.on_device("mmdit") as mmdit, bar:
+            return sample_latents(
+                mmdit,
+                noise_bthwc,
+                text,
+                negative,
+                references,
+                shape.kind,
+                sampling_options(requests[0]),
+                self.where,
+                on_step=lambda *_: bar.update(),
+            )
+
+    def decode(self, z_bthwc: jax.Array) -> np.ndarray:
+        """Latents → uint8 frames [B, T, H, W, 3], one video at a time. Raises OsjaxError if they are not finite."""
+        videos = []
+        with self.residency.on_device("vae") as vae:
+            for z_thwc in z_bthwc:
+                bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
+                with bar:
+                    x_thwc = vae.decode(z_thwc[None], lambda done, total, bar=bar: _advance(bar, done, total))[0]
+                if not bool(jnp.isfinite(x_thwc).all()):
+                    raise OsjaxError("the decoded frames are not finite: nothing was saved; try --dtype bf16 or fp32")
+                videos.append(np.asarray(to_uint8(x_thwc)))
+        return np.stack(videos)
+
+    @property
+    def _ratio(self) -> int:
+        return self.residency.config("vae").time_compression_ratio
+
+    def _provenance(
+        self, request: Request, prompt: str, frames: np.ndarray, passes: int, seconds: dict[str, float]
+    ) -> provenance.Provenance:
+        return provenance.Provenance(
+            prompt=request.prompt,
+            prompt_used=prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            height=frames.shape[1],
+            width=frames.shape[2],
+            num_frames=len(frames),
+            fps=request.fps,
+            steps=request.num_steps,
+            guidance=dataclasses.asdict(sampling_options(request).guidance),
+            cond_type=request.cond_type,
+            refs=tuple(provenance.Reference.of(path) for path in request.refs),
+            forward_passes=passes,
+            seconds={stage: round(value, 3) for stage, value in seconds.items()},
+            bundle=self.label,
+            bundle_sha256=self.bundle.digest,
+            osjax_version=importlib.metadata.version("osjax"),
+            jax_version=jax.__version__,
+            device=self.where.mesh.devices.flat[0].device_kind,
+            mesh=dict(self.where.mesh.shape),
+            dtype=self.dtype,
+            request=dataclasses.asdict(request),
+        )
+
+
+def sampling_options(request: Request) -> SamplingOptions:
+    """The part of a request that the sampler reads."""
+    scales = Guidance(
+        text=request.guidance,
+        image=request.guidance_img,
+        text_osci=request.text_osci,
+        image_osci=request.image_osci,
+        scale_temporal_osci=request.scale_temporal_osci,
+    )
+    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
+
+
+def read_references(request: Request, shape: Shape, ratio: int) -> list[np.ndarray]:
+    """The clips that condition a request, THWC in [-1, 1]: head before tail. A single frame takes none.
+
+    Raises OsjaxError for a wrong number of references, and for files that cannot be used.
+    """
+    if shape.grid.t == 1:
+        return []
+    frames = shape.kind.reference_frames(ratio=ratio)
+    return [
+        read_reference(path, frames, *shape.size, from_end=from_end)
+        for path, from_end in shape.kind.assign(request.refs)
+    ]
+
+
+def _shared(request: Request) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(request).items() if name not in SINGULAR}
+
+
+def _equal(a: jax.Array, b: jax.Array) -> bool:
+    return bool(jnp.array_equal(a, b))
+
+
+def _advance(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

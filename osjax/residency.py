@@ -1,0 +1,84 @@
+"""Which parts of a bundle are on the devices, and when.
+
+A part is read from disk at its first use. With `offload` it leaves the devices when its stage ends and waits in host
+memory, so that the largest part alone decides what fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from osjax.bundle import Bundle, Component
+from osjax.checkpoint import load_component
+from osjax.errors import OsjaxError
+from osjax.models.clip import CLIPText, CLIPTextConfig
+from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
+from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.t5 import T5Config, T5Encoder
+from osjax.parallel.specs import SPECS
+
+MODELS: dict[str, tuple[type[nnx.Module], type]] = {
+    "mmdit": (MMDiT, MMDiTConfig),
+    "hunyuan_vae": (HunyuanVAE, HunyuanVAEConfig),
+    "t5": (T5Encoder, T5Config),
+    "clip": (CLIPText, CLIPTextConfig),
+}
+
+
+def model_config(component: Component) -> Any:
+    """The component's hyper-parameters as its model's config. Raises OsjaxError if they are not of that model."""
+    if component.kind not in MODELS:
+        raise OsjaxError(
+            f"this osjax knows no model of kind {component.kind!r}: update osjax, or convert the model again"
+        )
+    config_class = MODELS[component.kind][1]
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(component.config) - fields)
+    if unknown:
+        raise OsjaxError(
+            f"{component.kind} has unknown options {', '.join(unknown)}: update osjax, or convert it again"
+        )
+    return config_class(**component.config)
+
+
+class Residency:
+    """The models of one bundle on one mesh, in one dtype."""
+
+    def __init__(self, bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool):
+        self.bundle = bundle
+        self._sharding = NamedSharding(mesh, SPECS.everywhere)
+        self.dtype = dtype
+        self._offload = offload
+        self._modules: dict[str, nnx.Module] = {}
+
+    def config(self, name: str) -> Any:
+        """The frozen config of the model `name`."""
+        return model_config(self.bundle.component(name))
+
+    @contextlib.contextmanager
+    def on_device(self, name: str) -> Iterator[Any]:
+        """The model `name`, its parameters on the mesh. With offload they are gone from the devices afterwards."""
+        module = self._modules.get(name)
+        module = self._load(name) if module is None else jax.device_put(module, self._sharding)
+        self._modules[name] = module
+        try:
+            yield module
+        finally:
+            if self._offload:
+                self._modules[name] = jax.tree.map(np.asarray, module)
+
+    def _load(self, name: str) -> nnx.Module:
+        component = self.bundle.component(name)
+        model_class, _ = MODELS[component.kind]
+        config = model_config(component)
+        abstract = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=self.dtype))
+        return load_component(self.bundle.folder(name), abstract, self.dtype, self._sharding)
