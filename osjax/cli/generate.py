@@ -6,7 +6,6 @@ The configuration ends here: what goes on are frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -101,41 +100,40 @@ def plan_repeat(read: options.Options) -> Plan:
 
 def run(plan: Plan) -> None:
     """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
-    jobs = [job for job in plan.jobs if plan.origin or not is_made(job)]
-    if len(jobs) < len(plan.jobs):
-        _say(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are made already: kept")
-    if not jobs:
-        return
-    for folder in {job.stem.parent for job in jobs}:
+    for folder in {job.stem.parent for job in plan.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     from osjax.pipeline import Pipeline  # not above: imports JAX, and mistakes in the plan should be told at once
 
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
-    arguments = dataclasses.asdict(plan.model)
-    pipeline = Pipeline.load(arguments.pop("path"), **arguments)
+    pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
+    if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
+        raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
+    jobs = [job for job in plan.jobs if plan.origin or not is_made(job, pipeline.bundle.digest)]
+    if len(jobs) < len(plan.jobs):
+        _say(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are made already: kept")
     for start in range(0, len(jobs), plan.batch_size):
         group = jobs[start : start + plan.batch_size]
         _say(f"{start + 1} of {len(jobs)}: {', '.join(job.stem.name for job in group)}")
-        videos = pipeline.run([job.request for job in group])
-        for job, video in zip(group, videos, strict=True):
-            path, *_ = provenance.write_outputs(job.stem, video.frames, video.provenance)
+        for job, video in zip(group, pipeline.run([job.request for job in group]), strict=True):
+            path, *_ = video.save(job.stem)
             print(path, flush=True)
             if plan.origin:
-                _compare(plan.origin, video.provenance, hashlib.sha256(video.frames).hexdigest())
+                _compare(plan.origin, provenance.read(path))
 
 
-def is_made(job: Job) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request."""
+def is_made(job: Job, bundle_sha256: str) -> bool:
+    """Whether the job's video is there, whole, and was made for the same request with the same bundle."""
     ending = ".png" if job.request.num_frames == 1 else ".mp4"
     if not provenance.is_finished(job.stem, job.request.num_frames):
         return False
     try:
-        found = provenance.read(f"{job.stem}{ending}").request
+        found = provenance.read(f"{job.stem}{ending}")
     except OsjaxError:  # a file of another program's: ours takes its place
         return False
-    return found == json.loads(json.dumps(dataclasses.asdict(job.request)))
+    asked = json.loads(json.dumps(dataclasses.asdict(job.request)))  # tuples as JSON has them
+    return (found.request, found.bundle_sha256) == (asked, bundle_sha256)
 
 
 def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:
@@ -172,12 +170,12 @@ def _request(config: ConfigDict, output: batch.Output) -> Request:
     )
 
 
-def _compare(old: provenance.Provenance, new: provenance.Provenance, frames_sha256: str) -> None:
+def _compare(old: provenance.Provenance, new: provenance.Provenance) -> None:
     """Say whether a repeated video is the same, and if not, what differs about the way it was made."""
-    if frames_sha256 == old.frames_sha256:
+    if new.frames_sha256 == old.frames_sha256:
         _say("same frames, bit for bit")
         return
-    names = ("bundle_sha256", "osjax_version", "jax_version", "device", "mesh", "dtype")
+    names = ("osjax_version", "jax_version", "device", "mesh", "dtype")
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     _say(f"the frames differ; changed since: {', '.join(changed) or 'nothing that the file tells'}")
 

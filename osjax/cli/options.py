@@ -152,7 +152,7 @@ def markdown() -> str:
     lines = []
     for title, group in HELP.items():
         lines += [f"### {title.capitalize()}", "", "| option | default | |", "|---|---|---|"]
-        lines += [f"| `--{_short(key)}` | `{_defaults()[key]}` | {text} |" for key, text in group.items()]
+        lines += [f"| `--{_short(key)}` | {_shown(_defaults()[key], '`{}`')} | {text} |" for key, text in group.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -176,9 +176,14 @@ def _parser(config: ConfigDict | None) -> Parser:
                 dest=key,
                 type=_converter(type_of(key), optional=_defaults()[key] is None),
                 metavar=type_of(key).__name__.upper(),
-                help=f"{text} [{defaults[key]}]".replace("%", "%%"),
+                help=(text + _shown(defaults[key], " [{}]")).replace("%", "%%"),
             )
     return parser
+
+
+def _shown(default: Any, form: str) -> str:
+    """`form` with the default in it, or nothing if there is none to show."""
+    return "" if default in (None, "") else form.format(default)
 
 
 def _converter(kind: type, optional: bool) -> Callable[[str], Any]:
