@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -97,11 +97,6 @@ def plan_outputs(rows: Sequence[Row], *, fallback: str, samples: int = 1) -> lis
             if not Path(ref).is_file():
                 raise OsjaxError(f"row {row.index}: no such reference: {ref}: correct the path in the ref column")
     return outputs
-
-
-def remaining(outputs: Sequence[Output], is_finished: Callable[[Output], bool]) -> list[Output]:
-    """The outputs that are still to be made, in order."""
-    return [output for output in outputs if not is_finished(output)]
 
 
 def split_refs(text: str) -> tuple[str, ...]:

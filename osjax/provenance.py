@@ -93,7 +93,7 @@ def write_outputs(stem: str | os.PathLike[str], frames: Iterable[np.ndarray], pr
     Raises OsjaxError for what the disk refuses, ValueError if there are not `provenance.num_frames` frames, and what
     the iterator raises; no file of the stem has changed then.
     """
-    video = _result(stem, provenance.num_frames)
+    video = result_path(stem, provenance.num_frames)
     record, prompt = _with_ending(stem, ".json"), _with_ending(stem, ".txt")
     hasher = hashlib.sha256()
 
@@ -113,9 +113,14 @@ def write_outputs(stem: str | os.PathLike[str], frames: Iterable[np.ndarray], pr
     return [video, record, prompt]
 
 
+def result_path(stem: str | os.PathLike[str], num_frames: int) -> Path:
+    """The video of a stem, or the image if it has one frame: the file that `write_outputs` finishes with."""
+    return _with_ending(stem, ".png" if num_frames == 1 else ".mp4")
+
+
 def is_finished(stem: str | os.PathLike[str], num_frames: int) -> bool:
     """Whether `write_outputs` has finished for that stem and number of frames."""
-    return _result(stem, num_frames).is_file()
+    return result_path(stem, num_frames).is_file()
 
 
 def read(path: str | os.PathLike[str]) -> Provenance:
@@ -139,10 +144,6 @@ def _exactly(count: int, frames: Iterable[np.ndarray], see: Callable[[np.ndarray
         yield frame
     if found != count:
         raise ValueError(f"{found} frames where {count} are announced")
-
-
-def _result(stem: str | os.PathLike[str], num_frames: int) -> Path:
-    return _with_ending(stem, ".png" if num_frames == 1 else ".mp4")
 
 
 def _with_ending(stem: str | os.PathLike[str], ending: str) -> Path:
