@@ -75,12 +75,12 @@ CONDITION_KINDS = _table(
 
 
 def condition_kind(name: str) -> ConditionKind:
-    """The kind of that name. Raises OsjaxError naming the nearest, or all of them, if there is none."""
+    """The kind of that name. Raises OsjaxError naming the nearest, if any is near, and all of them."""
     if name in CONDITION_KINDS:
         return CONDITION_KINDS[name]
     nearest = difflib.get_close_matches(name.lower(), CONDITION_KINDS, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"give one of {', '.join(CONDITION_KINDS)}"
-    raise OsjaxError(f"unknown cond_type {name!r}: {hint}")
+    guess = f"did you mean {nearest[0]}? " if nearest else ""
+    raise OsjaxError(f"unknown cond_type {name!r}: {guess}give one of {', '.join(CONDITION_KINDS)}")
 
 
 def cut_references(kind: ConditionKind, clips: Sequence[np.ndarray], causal: bool = True) -> list[np.ndarray]:

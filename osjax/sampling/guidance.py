@@ -83,9 +83,10 @@ def guided_step(levels_3t: np.ndarray, *, same_text: bool, same_condition: bool)
     """
     distinct_from_next = (not same_text, not same_condition, True)
     kept = [branch for branch in range(3) if distinct_from_next[branch]]
-    weights_kt = np.diff(levels_3t[kept], axis=0, prepend=0.0)  # exact zeros: equal levels subtract to 0
+    # Equal levels subtract to exactly 0, so that no threshold is needed to tell which branches are idle.
+    weights_kt = np.diff(levels_3t[kept], axis=0, prepend=0.0).astype(np.float32)
     active = np.flatnonzero(weights_kt.any(axis=1))
-    return GuidedStep(tuple(kept[i] for i in active), weights_kt[active].astype(np.float32))
+    return GuidedStep(tuple(kept[i] for i in active), weights_kt[active])
 
 
 def plan(

@@ -43,10 +43,10 @@ def test_numbers(name, references, causal, frames, given_latents, padding):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("i2v-head", "i2v_head"), ("v2v_head_half", "v2v_head"), ("I2V", "i2v_"), ("T2V", "mean t2v")]
+    ("name", "nearest"), [("i2v-head", "i2v_head"), ("v2v_heads", "v2v_head"), ("T2V", "t2v"), ("loop", "i2v_loop")]
 )
-def test_unknown_kind_names_the_nearest(name, hint):
-    with pytest.raises(OsjaxError, match=hint):
+def test_unknown_kind_names_the_nearest(name, nearest):
+    with pytest.raises(OsjaxError, match=rf"did you mean {nearest}\?"):
         condition_kind(name)
 
 
