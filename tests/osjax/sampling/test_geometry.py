@@ -12,7 +12,7 @@ from osjax.sampling import geometry
 from osjax.sampling.geometry import LatentGrid
 
 RATIOS = st.sampled_from([*geometry.ASPECT_RATIOS, *(":".join(r.split(":")[::-1]) for r in geometry.ASPECT_RATIOS)])
-# Either may replace the other's size by the transpose of its own, so they keep no property but those of the whole table.
+# Either may replace the other's size by the transpose of its own, so little holds for one of them alone.
 LISTED_BOTH_WAYS = ("16:9", "9:16")
 MULTIPLES = st.sampled_from([16, 32])
 GRIDS = st.builds(
