@@ -57,6 +57,7 @@ def _generate(argv: Sequence[str]) -> int:
 def _convert(argv: Sequence[str]) -> int:
     from convert.__main__ import add_arguments, run
 
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: leave accelerators to others
     parser = Parser("osjax convert", description="Convert PyTorch checkpoints to a bundle.")
     add_arguments(parser)
     return run(parser.parse_args(argv))

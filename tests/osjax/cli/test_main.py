@@ -88,15 +88,19 @@ def test_a_reader_that_leaves_is_no_traceback():
 
 def test_interrupt_is_one_line_and_status_130(tmp_path):
     process = subprocess.Popen(
-        [*OSJAX, "generate", "--prompt", "x", "--num_steps", "1000", "--save_dir", str(tmp_path)],
-        stdout=subprocess.PIPE,
+        [*OSJAX, "generate", "--prompt", "x", "--num_steps", "10000", "--save_dir", str(tmp_path)],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
-    time.sleep(8)
+    lines = []
+    while not (lines and lines[-1].startswith("osjax: 1 of 1")):
+        lines.append(process.stderr.readline())
+        assert lines[-1], f"it ended by itself: {lines}"
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.rstrip().endswith("osjax: interrupted")
+    assert errors.rstrip().splitlines()[-1] == "osjax: interrupted"
     assert "Traceback" not in errors
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a file was left"

@@ -1,0 +1,177 @@
+"""`osjax generate` from options to files, with the embedded bundle: names, batches, resuming, repeating."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from osjax import media, provenance
+from osjax.cli import generate, main, options
+from osjax.errors import OsjaxError
+
+# The smallest video that has more than one latent frame.
+SMALL = ["--num_frames", "5", "--num_steps", "2", "--height", "32", "--width", "48"]
+
+
+def plan(*words):
+    return generate.plan(options.read([str(word) for word in words]).config)
+
+
+def csv(tmp_path, *lines):
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def stems(tmp_path, jobs):
+    return [job.stem.relative_to(tmp_path).as_posix() for job in jobs]
+
+
+def times(folder):
+    """When each video of a folder was written, in nanoseconds."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
+
+
+def make(tmp_path, *words):
+    return main.main(["generate", "--save_dir", str(tmp_path / "out"), *SMALL, *map(str, words)])
+
+
+def test_a_prompt_becomes_requests(tmp_path):
+    made = plan("256px", "--prompt", "a cat", "--save_dir", tmp_path, "--num_sample", 3, "--seed", 5, "--fps_save", 16)
+    assert stems(tmp_path, made.jobs) == [f"video_256px/prompt_0000{end}" for end in ("", "_1", "_2")]
+    assert [job.request.seed for job in made.jobs] == [5, 6, 7]
+    request = made.jobs[0].request
+    assert (request.prompt, request.fps, request.num_frames, request.cond_type) == ("a cat", 16, 129, "t2v")
+    assert (request.resolution, request.aspect_ratio, request.height, request.refs) == ("256px", "16:9", None, ())
+
+
+def test_the_seed_of_the_section_wins():
+    assert plan("--prompt", "a", "--seed", 5, "--sampling_option.seed", 0).jobs[0].request.seed == 0
+
+
+def test_a_csv_becomes_requests(tmp_path):
+    (tmp_path / "a.png").touch()
+    path = csv(tmp_path, "text,ref,name", "one,,", 'two,"a.png;a.png",both', "three,a.png,", "four,,")
+    made = plan("--dataset.data-path", path, "--start_index", 1, "--end_index", 3, "--save_dir", tmp_path)
+    assert stems(tmp_path, made.jobs) == ["video_64x64/both", "video_64x64/rows_0002"]
+    assert [len(job.request.refs) for job in made.jobs] == [2, 1]
+    assert [job.request.prompt for job in made.jobs] == ["two", "three"]
+
+
+def test_the_folder_says_what_and_how_big(tmp_path):
+    def folder(*words):
+        return plan("--prompt", "a", "--save_dir", tmp_path, *words).jobs[0].stem.parent.name
+
+    assert folder("--num_frames", 1) == "image_64x64"
+    assert folder("--height", 32, "--width", 48) == "video_48x32"
+    assert folder("--resolution", "768px", "--aspect_ratio", "1:1") == "video_768px"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to make"),
+        (["--prompt", "a", "--dataset.data_path", "rows.csv"], "leave out --prompt and --ref"),
+        (["--dataset.data_path", "rows.csv", "--ref", "a.png"], "leave out --prompt and --ref"),
+        (["--prompt", "a", "--batch_size", "0"], "give numbers above 0"),
+        (["--prompt", "a", "--num_sample", "0"], "give numbers above 0"),
+        (["--prompt", "a", "--ref", "a;b;c"], "3 references"),
+        (["--prompt", "a", "--start_index", "1"], "no row from 1"),
+        (["--prompt", "a", "--aspect_ratio", "1:1"], "no size"),
+    ],
+)
+def test_what_cannot_be_planned(words, message):
+    with pytest.raises(OsjaxError, match=message):
+        plan(*words)
+
+
+def test_a_batch_is_completed_and_kept(tmp_path, capsys):
+    words = ["--dataset.data_path", csv(tmp_path, "text,name", "a cat,", "a dog,dog", "rain,"), "--batch_size", "2"]
+    folder = tmp_path / "out" / "video_48x32"
+    assert make(tmp_path, *words) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(folder / f"{name}.mp4") for name in ("rows_0000", "dog", "rows_0002")]
+    assert "embedded tiny bundle" in printed.err
+    first = times(folder)
+    for name in first:
+        info = media.probe(folder / name)
+        assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 24)
+
+    (folder / "dog.mp4").unlink()
+    (folder / "rows_0002.mp4").write_bytes(b"of another program")
+    assert make(tmp_path, *words) == 0
+    second = times(folder)
+    assert second.keys() == first.keys()
+    assert [name for name in first if first[name] == second[name]] == ["rows_0000.mp4"]
+
+    assert make(tmp_path, *words, "--seed", "1") == 0
+    third = times(folder)
+    assert not [name for name in first if second[name] == third[name]], "another seed is another video"
+
+
+def test_a_killed_batch_is_completed(tmp_path):
+    path = csv(tmp_path, "text", *(f"prompt {index}" for index in range(4)))
+    folder = tmp_path / "out" / "video_48x32"
+    words = ["generate", *SMALL, "--dataset.data_path", str(path), "--save_dir", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "osjax.cli.main", *words])
+    while not list(folder.glob("*.mp4")):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    before = times(folder)
+    assert 0 < len(before) < 4
+    assert main.main(words) == 0
+    after = times(folder)
+    assert len(after) == 4
+    assert before.items() <= after.items(), "a finished video was made again"
+    assert len(list(folder.iterdir())) == 12, "an mp4, a json and a txt of each, and nothing half-written"
+
+
+def test_an_image_and_a_reference(tmp_path):
+    ref = tmp_path / "ref.png"
+    Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(ref)
+    assert make(tmp_path, "--prompt", "a", "--num_frames", "1") == 0
+    assert media.probe(tmp_path / "out" / "image_48x32" / "prompt_0000.png").frames == 1
+    assert make(tmp_path, "--prompt", "a", "--cond_type", "i2v_head", "--ref", ref) == 0
+    found = provenance.read(tmp_path / "out" / "video_48x32" / "prompt_0000.json")
+    assert (found.cond_type, [each.name for each in found.refs]) == ("i2v_head", ["ref.png"])
+
+
+def test_from_repeats_the_frames(tmp_path, capsys):
+    assert make(tmp_path, "--prompt", "a cat", "--seed", "3") == 0
+    video = tmp_path / "out" / "video_48x32" / "prompt_0000.mp4"
+    assert main.main(["generate", "--from", str(video), "--save_dir", str(tmp_path / "out")]) == 0
+    assert "same frames, bit for bit" in capsys.readouterr().err
+    again = video.with_name("prompt_0000_again.mp4")
+    assert provenance.read(again).frames_sha256 == provenance.read(video).frames_sha256
+    assert provenance.read(again).request == provenance.read(video).request
+
+    assert main.main(["info", str(video)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["prompt"], shown["seed"], shown["num_frames"]) == ("a cat", 3, 5)
+
+    record = video.with_suffix(".json")
+    for change, message in (
+        ({"bundle_sha256": "0"}, "made with another bundle"),
+        ({"request": {"colour": "red", "refs": []}}, "made with other options"),
+    ):
+        record.write_text(json.dumps(shown | change))
+        assert main.main(["generate", "--from", str(record), "--save_dir", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_from_takes_no_other_options(tmp_path):
+    with pytest.raises(OsjaxError, match=r"leave out --sampling_option\.num_steps, --seed"):
+        generate.plan_repeat(options.read(["--from", "x.mp4", "--seed", "1", "--num_steps", "2"]))
+
+
+def test_an_output_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file stands here")
+    assert make(tmp_path, "--prompt", "a") == 2
+    assert "cannot make the folder" in capsys.readouterr().err
