@@ -18,8 +18,9 @@ from osjax.files import replacing
 from osjax.media.images import DECODING_ERRORS
 
 _PNG_KEYWORD = "Comment"
-# A fixed number: x264's output depends on how many threads share a video, and equal frames should give equal files.
-_THREADS = "8"
+# Equal frames should give equal files. x264's output depends on how many threads share a video, and some of its fast
+# paths (seen in macroblock-tree rate control) differ from run to run unless it is told to be independent of the CPU.
+_REPEATABLE = {"threads": "8", "x264-params": "cpu-independent=1"}
 _SMPTE_170M = 6  # the number of BT.601's primaries and transfer function in H.264 (table E-3, E-4)
 
 
@@ -120,7 +121,7 @@ def _add_stream(container: av.container.OutputContainer, height: int, width: int
     if height % 2 or width % 2:
         raise OsjaxError(f"a video of {width}x{height} cannot be stored as mp4: choose an even width and height")
     rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 and its like come out exact
-    stream = container.add_stream("libx264", rate=rate, options={"crf": "23", "threads": _THREADS})
+    stream = container.add_stream("libx264", rate=rate, options={"crf": "23", **_REPEATABLE})
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     codec = stream.codec_context
     # Say what the conversion in `_to_yuv` does; left unsaid, players guess by the picture's size.
