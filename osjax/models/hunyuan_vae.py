@@ -1,7 +1,8 @@
 """The causal 3D VAE of HunyuanVideo, as Open-Sora 2.0 uses it.
 
 B batch, T/H/W frames/height/width (pixels outside, latents inside), C channels, N = H·W positions of a frame.
-A later frame never changes an earlier one. Videos are in [-1, 1]; latents leave `encode` scaled, and enter `decode` so.
+Convolutions and attention see no later frame; group norms average over all frames of a tile, as the reference's do.
+Videos are in [-1, 1]; latents leave `encode` scaled, and enter `decode` so.
 """
 
 from __future__ import annotations
