@@ -18,8 +18,8 @@ from osjax.files import replacing
 from osjax.media.images import DECODING_ERRORS
 
 _PNG_KEYWORD = "Comment"
-# Equal frames should give equal files. x264's output depends on how many threads share a video, and some of its fast
-# paths (seen in macroblock-tree rate control) differ from run to run unless it is told to be independent of the CPU.
+# Equal frames should give equal files. x264's output depends on how many threads share a video; and its fast paths for
+# rate control, which this option turns off, read memory that they never set: their decisions vary from run to run.
 _REPEATABLE = {"threads": "8", "x264-params": "cpu-independent=1"}
 _SMPTE_170M = 6  # the number of BT.601's primaries and transfer function in H.264 (table E-3, E-4)
 
