@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from osjax.models.tiling import AxisTiles, Tiling, apply_tiled
 TOLERANCE = 1e-5  # a few float32 blends of values of order one
 
 
+@jax.jit
 def network(tile):
     """Doubles height and width and makes 1 + 2·(n - 1) frames of n; it marks each tile, so that seams show."""
     tile = tile + jnp.sin(10 * tile.sum(axis=(1, 2, 3), keepdims=True))
