@@ -4,7 +4,7 @@ The layers of a model are stacked into leaves of many gigabytes, which a convert
 hold twice. So a component is saved in parts of some 64 MB, each an Orbax checkpoint of a flat tree {leaf name: array},
 in which a stacked leaf may appear with some of its layers; index.json lists which. Loading goes part by part too: whole
 leaves land on their shards through Orbax, and layers are written into arrays that are sharded from the start, so that a
-model of any size comes onto a mesh of any size with one part beside it.
+model of any size comes onto a mesh of any size with a few parts beside it.
 
 `orbax.checkpoint.experimental.v1` rather than `StandardCheckpointer`: it can save without compression (weights hardly
 compress; saving and loading take half the time), it is synchronous, and it loads onto shardings with a plain call.
@@ -13,7 +13,9 @@ compress; saving and loading take half the time), it is synchronous, and it load
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ from osjax.bundle import Part, bytes_on_disk, read_index, write_index
 from osjax.errors import OsjaxError
 
 PART_BYTES = 64 << 20
+READ_AHEAD = 4  # parts; one alone waits for the disk and for the copy in turn
 
 Module = TypeVar("Module", bound=nnx.Module)
 Shardings = Sharding | Callable[[str], Sharding]
@@ -101,8 +104,8 @@ def load_component(
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
     arrays: dict[str, jax.Array] = {}
-    for part in parts:
-        for leaf, array in _load_part(folder, part, targets).items():
+    for part, loaded in _load_parts(folder, parts, targets):
+        for leaf, array in loaded.items():
             rows, target = part.leaves[leaf], targets[leaf]
             if _is_whole(rows, target):
                 arrays[leaf] = array
@@ -162,6 +165,22 @@ def _rows(target: jax.ShapeDtypeStruct) -> int:
 
 def _is_whole(rows: tuple[int, int] | None, target: jax.ShapeDtypeStruct) -> bool:
     return rows is None or rows == (0, _rows(target))
+
+
+def _load_parts(
+    folder: Path, parts: tuple[Part, ...], targets: dict[str, jax.ShapeDtypeStruct]
+) -> Iterator[tuple[Part, dict[str, jax.Array]]]:
+    """The parts in order, with the next ones being read; one at a time where processes have to agree on the order."""
+    ahead = READ_AHEAD if jax.process_count() == 1 else 1
+    pending: deque[tuple[Part, Future]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        for part in parts:
+            pending.append((part, pool.submit(_load_part, folder, part, targets)))
+            if len(pending) == ahead:
+                part, future = pending.popleft()
+                yield part, future.result()
+        for part, future in pending:
+            yield part, future.result()
 
 
 def _load_part(folder: Path, part: Part, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

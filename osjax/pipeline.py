@@ -23,8 +23,7 @@ from osjax import provenance
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
-from osjax.media.clips import read_reference
-from osjax.media.write import to_uint8
+from osjax.media import read_reference, to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.request import Request
 from osjax.residency import Residency
@@ -271,10 +270,8 @@ def read_references(request: Request, shape: Shape, ratio: int) -> list[np.ndarr
     if shape.grid.t == 1:
         return []
     frames = shape.kind.reference_frames(ratio=ratio)
-    return [
-        read_reference(path, frames, *shape.size, from_end=from_end)
-        for path, from_end in shape.kind.assign(request.refs)
-    ]
+    ends = shape.kind.assign(request.refs)
+    return [read_reference(path, frames, *shape.size, from_end=from_end) for path, from_end in ends]
 
 
 def _shared(request: Request) -> dict[str, object]:

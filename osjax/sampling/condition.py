@@ -9,12 +9,15 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from osjax.errors import OsjaxError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,18 @@ class ConditionKind:
     def reference_frames(self, causal: bool = True, ratio: int = 4) -> int:
         """Pixel frames that each reference must have, at temporal compression `ratio`."""
         return ratio * self.groups + int(causal) if self.groups else 1
+
+    def assign(self, references: Sequence[T]) -> list[tuple[T, bool]]:
+        """Which reference conditions which end, as (reference, whether its last frames are meant), head before tail.
+
+        `i2v_loop` with a single image starts and ends on it. Raises OsjaxError if their number is wrong.
+        """
+        if not min(1, self.references) <= len(references) <= self.references:
+            raise OsjaxError(
+                f"{self.name} takes {self.references} reference(s), got {len(references)}: give that many with --ref"
+            )
+        head = [(references[0], False)] if self.head else []
+        return head + ([(references[-1], True)] if self.tail else [])
 
     def padding(self, causal: bool = True, ratio: int = 4) -> tuple[int, int]:
         """Frames to cut after decoding, (at the head, at the tail).
@@ -83,27 +98,6 @@ def condition_kind(name: str) -> ConditionKind:
     raise OsjaxError(f"unknown cond_type {name!r}: {guess}give one of {', '.join(CONDITION_KINDS)}")
 
 
-def cut_references(kind: ConditionKind, clips: Sequence[np.ndarray], causal: bool = True) -> list[np.ndarray]:
-    """From what the user gave, the pieces to encode: one for each conditioned end, in order head, tail.
-
-    clips: THWC each, an image being a clip of one frame. The head takes the first frames of the first clip and the
-    tail the last frames of the last; `i2v_loop` with a single image starts and ends on it.
-
-    Raises OsjaxError if their number is wrong or one is too short.
-    """
-    if not min(1, kind.references) <= len(clips) <= kind.references:
-        raise OsjaxError(
-            f"{kind.name} takes {kind.references} reference(s), got {len(clips)}: give that many with --ref"
-        )
-    frames = kind.reference_frames(causal)
-    for clip in clips:
-        if len(clip) < frames:
-            raise OsjaxError(f"{kind.name} needs {frames} reference frames, got {len(clip)}: give a longer clip")
-    head = [clips[0][:frames]] if kind.head else []
-    tail = [clips[-1][-frames:]] if kind.tail else []
-    return head + tail
-
-
 def condition_masks(kind: ConditionKind, latent_frames: int, causal: bool = True) -> np.ndarray:
     """float32 [t]: 1 where a reference gives the latent frame. A single frame takes no reference: all 0.
 
@@ -131,7 +125,7 @@ def condition(
 ) -> tuple[jax.Array, jax.Array]:
     """(mask [b, t, h, w, 1], masked reference [b, t, h, w, c]): 1 and the latents where given, 0 elsewhere.
 
-    references: for each sample its latents thwc, as `cut_references` orders them; none makes that sample text-to-video.
+    references: for each sample its latents thwc, as `ConditionKind.assign` orders them; none: that sample is t2v.
     As upstream, a longer head reference gives its first latent frames and a longer tail reference its last.
 
     Raises OsjaxError if a reference, or the video, has too few latent frames.

@@ -114,24 +114,15 @@ def test_references_are_counted_per_sample():
         condition.condition((2, 4, 1, 2, 3), [[latents(1)]], condition_kind("i2v_head"))
 
 
-@given(WITH_REFERENCES, st.integers(0, 5), st.booleans())
-def test_cut_references(kind, more, causal):
-    """The head is the start of the first clip and the tail the end of the last, at exactly the length to encode."""
-    frames = kind.reference_frames(causal)
-    clips = [latents(frames + more, start=1000 * i) for i in range(kind.references)]
-    pieces = condition.cut_references(kind, clips, causal)
-    assert [len(piece) for piece in pieces] == [frames] * kind.references
-    if kind.head:
-        np.testing.assert_array_equal(pieces[0], clips[0][:frames])
-    if kind.tail:
-        np.testing.assert_array_equal(pieces[-1], clips[-1][more:])
+@given(WITH_REFERENCES)
+def test_the_head_is_the_first_reference_and_the_tail_the_last(kind):
+    assigned = kind.assign(["first", "second"][: kind.references])
+    expected = [("first", False)] * kind.head + [("second" if kind.head else "first", True)] * kind.tail
+    assert assigned == expected
 
 
 def test_one_image_can_be_both_ends_of_a_loop():
-    image = latents(1)
-    head, tail = condition.cut_references(condition_kind("i2v_loop"), [image])
-    np.testing.assert_array_equal(head, image)
-    np.testing.assert_array_equal(tail, image)
+    assert condition_kind("i2v_loop").assign(["image"]) == [("image", False), ("image", True)]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +130,7 @@ def test_one_image_can_be_both_ends_of_a_loop():
 )
 def test_a_wrong_number_of_references_is_an_error(name, count):
     with pytest.raises(OsjaxError, match="give that many"):
-        condition.cut_references(condition_kind(name), [latents(65)] * count)
-
-
-@given(WITH_REFERENCES, st.booleans())
-def test_too_short_a_clip_is_an_error(kind, causal):
-    frames = kind.reference_frames(causal)
-    with pytest.raises(OsjaxError, match=f"needs {frames} reference frames, got {frames - 1}"):
-        condition.cut_references(kind, [latents(frames - 1)] * kind.references, causal)
+        condition_kind(name).assign(["image"] * count)
 
 
 @given(KINDS, st.booleans())

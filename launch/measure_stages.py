@@ -1,0 +1,148 @@
+"""Times the stages of a video with random full-size weights on one GPU: attention, guided steps, VAE decode.
+
+    python launch/measure_stages.py --out results.json            # 256px and 768px, bf16, all stages
+    python launch/measure_stages.py --tiny                        # rehearsal with tiny sizes on any device
+
+Each figure is the median of runs after a warm-up, synchronised with `block_until_ready`, on random data. `compile_s` is
+the first call less the median. Attention's rate counts 4·M²·D·H operations for M tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from osjax.kernels.attention import choose_attention
+from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
+from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.rope import rope_table
+from osjax.parallel.mesh import MeshShape, make_mesh
+from osjax.sampling import geometry, guidance, schedule
+from osjax.sampling.denoise import Branches, Where, denoise
+
+TEXT_TOKENS = 512
+SIZES = {"256px": (192, 336, 129), "768px": (576, 1024, 129)}
+TINY_MMDIT = MMDiTConfig(
+    vec_in_dim=32, context_in_dim=48, hidden_size=64, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=(8, 12, 12)
+)
+TINY_VAE = HunyuanVAEConfig(block_out_channels=(32, 32, 32, 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of `runs`, and what the first call took beyond it."""
+
+    seconds: float
+    compile_s: float
+    runs: int
+
+
+def timed(run: Callable[[], Any], runs: int) -> Timing:
+    laps = []
+    for _ in range(runs + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        laps.append(time.perf_counter() - start)
+    median = statistics.median(laps[2:])
+    return Timing(round(median, 5), round(laps[0] - median, 2), runs)
+
+
+def peak_gb() -> float:
+    """The process's peak device memory so far, in GB (1e9 bytes); 0 where the backend does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return round(stats.get("peak_bytes_in_use", 0) / 1e9, 2)
+
+
+def random_model(make: Callable[[], nnx.Module]) -> nnx.Module:
+    """A model with random weights drawn on the device."""
+    return jax.jit(make)()
+
+
+def measure_attention(config: MMDiTConfig, tokens: int, attend: Callable, runs: int) -> dict[str, Any]:
+    shape = (1, tokens, config.num_heads, config.head_dim)
+    qkv = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
+    timing = timed(lambda: jax.jit(attend)(*qkv), runs)
+    operations = 4 * tokens**2 * config.head_dim * config.num_heads
+    return {**dataclasses.asdict(timing), "tflops": round(operations / timing.seconds / 1e12, 1)}
+
+
+def measure_steps(model: MMDiT, grid: geometry.LatentGrid, where: Where, runs: int) -> dict[str, Any]:
+    """One guided step with one, two and three branches through the sampler's own compiled step."""
+    config = model.config
+    key = jax.random.key(7)
+    branches = Branches(
+        jax.random.normal(key, (3, 1, TEXT_TOKENS, config.context_in_dim), jnp.bfloat16),
+        jax.random.normal(key, (3, 1, config.vec_in_dim), jnp.bfloat16),
+        jax.random.normal(key, (3, 1, grid.tokens, config.cond_channels), jnp.bfloat16),
+    )
+    rope = rope_table(geometry.image_ids(grid)[None], config.axes_dim, config.theta)
+    x_bnc = jax.random.normal(key, (1, grid.tokens, config.in_channels))
+    levels = schedule.timesteps(50, grid.tokens_per_frame, grid.t)[10:12]
+    found = {}
+    for used in ((0,), (0, 1), (0, 1, 2)):
+        plan = [guidance.GuidedStep(used, np.full((len(used), grid.t), 1 / len(used), np.float32))]
+        run = lambda plan=plan: denoise(model, x_bnc, branches, rope, plan, levels, where)  # noqa: E731
+        found[f"{len(used)}_passes"] = dataclasses.asdict(timed(run, runs if len(used) == 1 else 2))
+    return found
+
+
+def measure_decode(vae: HunyuanVAE, grid: geometry.LatentGrid, runs: int) -> dict[str, Any]:
+    z = jax.random.normal(jax.random.key(3), grid.noise_shape(vae.config.latent_channels), jnp.bfloat16)
+    return dataclasses.asdict(timed(lambda: vae.decode(z), runs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument(
+        "--stages", nargs="+", choices=["attention", "steps", "decode"], default=["attention", "steps", "decode"]
+    )
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="tiny weights and sizes, to rehearse the script")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    name, attend = choose_attention(args.attention, device, jnp.bfloat16)
+    where = Where(make_mesh(MeshShape()), attend)
+    config, vae_config = (TINY_MMDIT, TINY_VAE) if args.tiny else (MMDiTConfig(), HunyuanVAEConfig())
+    grids = {size: geometry.latent_grid(*((64, 64, 9) if args.tiny else SIZES[size])) for size in args.sizes}
+    results: dict[str, Any] = {
+        "device": device.device_kind, "jax": jax.__version__, "attention": name, "dtype": "bf16", "tiny": args.tiny,
+    }  # fmt: skip
+    for size, grid in grids.items():
+        results[size] = {"tokens": grid.tokens + TEXT_TOKENS}
+
+    def record(size: str, stage: str, figures: dict[str, Any]) -> None:
+        results[size][stage] = {**figures, "peak_gb": peak_gb()}
+        print(size, stage, json.dumps(results[size][stage]), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=2) + "\n")
+
+    if "attention" in args.stages:
+        for size, grid in grids.items():
+            record(size, "attention", measure_attention(config, grid.tokens + TEXT_TOKENS, attend, args.runs))
+    if "decode" in args.stages:
+        vae = random_model(lambda: HunyuanVAE(vae_config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+        for size, grid in grids.items():
+            record(size, "decode", measure_decode(vae, grid, args.runs))
+        del vae
+    if "steps" in args.stages:
+        model = random_model(lambda: MMDiT(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+        for size, grid in grids.items():
+            record(size, "steps", measure_steps(model, grid, where, args.runs))
+
+
+if __name__ == "__main__":
+    main()
