@@ -41,7 +41,7 @@ Shardings = Sharding | Callable[[str], Sharding]
 class PartWriter:
     """Saves whole leaves and layers of stacked ones in parts of about `part_bytes`; holds one part in memory at most.
 
-    `add` wants the layers of a leaf in ascending order; `close` writes the index, without which nothing loads.
+    `close` writes the index, without which nothing loads.
     """
 
     def __init__(self, folder: Path, part_bytes: int = PART_BYTES):
@@ -53,7 +53,9 @@ class PartWriter:
 
     def add(self, leaf: str, layer: int | None, array: np.ndarray | jax.Array) -> None:
         """Takes a leaf (`layer` None) or one layer of it."""
-        if self._bytes and self._bytes + array.nbytes > self._part_bytes:
+        held = self._pending.get(leaf)
+        gap = held is not None and held[-1][0] + 1 != layer
+        if self._bytes and (gap or self._bytes + array.nbytes > self._part_bytes):
             self._flush()
         self._pending.setdefault(leaf, []).append((layer, array))
         self._bytes += array.nbytes
@@ -72,15 +74,16 @@ class PartWriter:
             rows[leaf] = None if layers == [None] else (layers[0], layers[-1] + 1)
             tree[leaf] = slabs[0][1] if rows[leaf] is None else np.stack([array for _, array in slabs])
         name = f"part-{len(self._parts):05d}"
-        context = ocp.Context()
-        context.array.saving.use_compression = False
-        try:
-            with context:
-                ocp.save(self._folder / name, tree)
-        except (OSError, ValueError) as error:  # a full disk is a ValueError to Orbax's storage layer
-            raise OsjaxError(f"cannot save {self._folder / name} ({_reason(error)}): check space and rights") from error
+        _save(self._folder / name, tree)
         self._parts.append(Part(name, bytes_on_disk(self._folder / name), rows))
         self._pending, self._bytes = {}, 0
+
+
+def _forget_path(part: Path) -> None:
+    """Orbax writes this machine's path into its success marker, whose presence alone counts; a bundle goes elsewhere."""
+    marker = part / "commit_success.txt"
+    if marker.exists():
+        marker.write_text("committed\n")
 
 
 def save_module(folder: Path, module: nnx.Module, part_bytes: int = PART_BYTES) -> None:
@@ -89,6 +92,19 @@ def save_module(folder: Path, module: nnx.Module, part_bytes: int = PART_BYTES) 
     for name, array in leaves.flatten(module).items():
         writer.add(name, None, array)
     writer.close()
+
+
+def _save(path: Path, tree: dict[str, Any]) -> None:
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    try:
+        with context:
+            ocp.save(path, tree)
+        marker = path / "commit_success.txt"
+        if marker.exists():  # its presence counts; its text is this machine's path, which is nobody else's business
+            marker.write_text("committed\n")
+    except (OSError, ValueError) as error:  # a full disk is a ValueError to Orbax's storage layer
+        raise OsjaxError(f"cannot save {path} ({_reason(error)}): check space and rights") from error
 
 
 def load_component(
