@@ -1,0 +1,163 @@
+"""The pipeline on the embedded bundle: batches, meshes and offloading change nothing; what cannot be drawn is said."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from osjax.errors import OsjaxError
+from osjax.pipeline import Pipeline
+from osjax.request import Request
+
+SMALL = {"resolution": None, "aspect_ratio": None, "height": 32, "width": 48, "num_frames": 5, "num_steps": 3}
+
+
+def request(prompt="a cat", **options) -> Request:
+    return Request(prompt, **(SMALL | options))
+
+
+def load(**options) -> Pipeline:
+    return Pipeline.load(dtype="fp32", progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def alone(pipeline):
+    return pipeline(request())
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("refs") / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def assert_same_frames(actual, expected) -> None:
+    """Float32 sums in another order may move a value over a rounding edge: one level, in one of a thousand pixels."""
+    difference = np.abs(actual.frames.astype(int) - expected.frames.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-3
+
+
+def test_a_video(alone):
+    assert alone.frames.shape == (5, 32, 48, 3)
+    assert alone.frames.dtype == np.uint8
+    assert alone.frames.std() > 1
+    told = alone.provenance
+    assert told.prompt_used == "a cat. 24 FPS. 4 motion score."
+    assert (told.num_frames, told.height, told.width, told.steps) == (5, 32, 48, 3)
+    assert told.forward_passes == 6
+    assert set(told.seconds) == {"text", "references", "denoise", "decode"}
+
+
+def test_a_batch_draws_what_each_would_be_alone(pipeline, alone):
+    first, second = pipeline.run([request(), request("a dog", seed=3)])
+    assert_same_frames(first, alone)
+    assert_same_frames(second, pipeline(request("a dog", seed=3)))
+    assert (first.frames != second.frames).any()
+
+
+def test_prompt_and_seed_both_matter(pipeline, alone):
+    assert (pipeline(request(seed=1)).frames != alone.frames).any()
+    assert (pipeline(request("a completely different thing")).frames != alone.frames).any()
+
+
+@pytest.mark.parametrize("mesh", ["seq=4", "data=2,seq=4", "data=8"])
+def test_every_mesh_draws_the_same(alone, mesh):
+    assert_same_frames(load(mesh=mesh)(request()), alone)
+
+
+def test_offload_draws_the_same(alone):
+    pipeline = load(offload=True)
+    np.testing.assert_array_equal(pipeline(request()).frames, alone.frames)
+    np.testing.assert_array_equal(pipeline(request()).frames, alone.frames)  # the second time from host memory
+
+
+def test_a_reference_shows_in_the_first_frame(pipeline, picture):
+    video = pipeline(request(cond_type="i2v_head", refs=(picture,)))
+    assert video.provenance.refs[0].name == "picture.png"
+    assert video.provenance.forward_passes == 9
+
+
+def test_posterior_samples_follow_the_seed(pipeline, picture):
+    shape = pipeline.shape(request())
+    clip = np.zeros((1, *shape.size, 3), np.float32)
+    options = {"cond_type": "i2v_head", "refs": (picture,)}
+
+    def encode(**more):
+        return np.asarray(pipeline.encode_references(request(**options, **more), [clip])[0])
+
+    np.testing.assert_array_equal(encode(sample_posterior=True), encode(sample_posterior=True))
+    assert (encode(sample_posterior=True) != encode(sample_posterior=True, seed=1)).any()
+    assert (encode(sample_posterior=True) != encode()).any()
+
+
+def test_a_single_frame_ignores_references(pipeline, picture):
+    image = pipeline(request(num_frames=1, cond_type="i2v_head", refs=(picture,)))
+    assert image.frames.shape == (1, 32, 48, 3)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(pipeline, caplog):
+    with caplog.at_level(logging.WARNING):
+        pipeline.encode_text(["word " * 500])
+    assert "over 512 tokens" in caplog.text
+
+
+def test_requests_of_different_shapes_do_not_go_together(pipeline):
+    with pytest.raises(ValueError, match="drawn together"):
+        pipeline.run([request(), request(num_steps=4)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cond_type": "i2v_haed"}, "did you mean i2v_head"),
+        ({"cond_type": "i2v_head"}, "takes 1 reference"),
+        ({"cond_type": "i2v_head", "refs": ("missing.png",)}, "missing.png"),
+        ({"resolution": "256px", "aspect_ratio": "7:5"}, "no aspect ratio"),
+        ({"resolution": "huge", "aspect_ratio": "1:1"}, "unknown resolution"),
+        ({"height": 0}, "is empty"),
+        ({"guidance": 1e38}, "not finite: nothing was saved"),
+    ],
+)
+def test_what_cannot_be_drawn(pipeline, options, message):
+    with pytest.raises(OsjaxError, match=message):
+        pipeline(request(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "int4"}, {"mesh": "rows=2"}, {"mesh": "seq=64"}, {"attention": "flash"}, {"attention": "cudnn"}],
+)
+def test_what_cannot_be_loaded(options):
+    with pytest.raises(OsjaxError, match=next(iter(options.values())).split("=")[0]):
+        Pipeline.load(**({"dtype": "fp32"} | options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": "  "},
+        {"guidance": float("nan")},
+        {"guidance_img": float("inf")},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"num_frames": 4},
+        {"num_frames": 133},
+        {"num_steps": 0},
+        {"fps": 0},
+        {"flow_shift": 0.0},
+        {"width": None},
+        {"resolution": "256px"},
+    ],
+)
+def test_requests_that_cannot_be(options):
+    with pytest.raises(OsjaxError):
+        request(**options)
