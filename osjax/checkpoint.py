@@ -79,13 +79,6 @@ class PartWriter:
         self._pending, self._bytes = {}, 0
 
 
-def _forget_path(part: Path) -> None:
-    """Orbax writes this machine's path into its success marker, whose presence alone counts; a bundle goes elsewhere."""
-    marker = part / "commit_success.txt"
-    if marker.exists():
-        marker.write_text("committed\n")
-
-
 def save_module(folder: Path, module: nnx.Module, part_bytes: int = PART_BYTES) -> None:
     """Saves a module's arrays, wherever they lie, as a component in `folder`, which must hold none yet."""
     writer = PartWriter(folder, part_bytes)
@@ -100,11 +93,16 @@ def _save(path: Path, tree: dict[str, Any]) -> None:
     try:
         with context:
             ocp.save(path, tree)
-        marker = path / "commit_success.txt"
-        if marker.exists():  # its presence counts; its text is this machine's path, which is nobody else's business
-            marker.write_text("committed\n")
+        _forget_path(path)
     except (OSError, ValueError) as error:  # a full disk is a ValueError to Orbax's storage layer
         raise OsjaxError(f"cannot save {path} ({_reason(error)}): check space and rights") from error
+
+
+def _forget_path(part: Path) -> None:
+    """Orbax writes the absolute path into its success marker, of which only the presence counts; a bundle travels."""
+    marker = part / "commit_success.txt"
+    if marker.exists():
+        marker.write_text("committed\n")
 
 
 def load_component(
