@@ -100,9 +100,6 @@ def plan_repeat(read: options.Options) -> Plan:
 
 def run(plan: Plan) -> None:
     """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
-    for folder in {job.stem.parent for job in plan.jobs}:
-        if not os.access(make_folder(folder), os.W_OK):
-            raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     from osjax.pipeline import Pipeline  # not above: imports JAX, and mistakes in the plan should be told at once
 
     if plan.model.path is None:
@@ -110,7 +107,12 @@ def run(plan: Plan) -> None:
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
         raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
-    jobs = [job for job in plan.jobs if plan.origin or not is_made(job, pipeline.bundle.digest)]
+    for job in plan.jobs:
+        pipeline.shape(job.request)  # a size or a kind that cannot be drawn is told before a folder is made
+    for folder in {job.stem.parent for job in plan.jobs}:
+        if not os.access(make_folder(folder), os.W_OK):
+            raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
+    jobs = [job for job in plan.jobs if plan.origin or not is_made(job, pipeline.bundle.digest, plan.model.dtype)]
     if len(jobs) < len(plan.jobs):
         _say(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are made already: kept")
     for start in range(0, len(jobs), plan.batch_size):
@@ -123,8 +125,8 @@ def run(plan: Plan) -> None:
                 _compare(plan.origin, provenance.read(path))
 
 
-def is_made(job: Job, bundle_sha256: str) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request with the same bundle."""
+def is_made(job: Job, bundle_sha256: str, dtype: str) -> bool:
+    """Whether the job's video is there, whole, and was made for the same request with the same bundle and dtype."""
     ending = ".png" if job.request.num_frames == 1 else ".mp4"
     if not provenance.is_finished(job.stem, job.request.num_frames):
         return False
@@ -133,7 +135,7 @@ def is_made(job: Job, bundle_sha256: str) -> bool:
     except OsjaxError:  # a file of another program's: ours takes its place
         return False
     asked = json.loads(json.dumps(dataclasses.asdict(job.request)))  # tuples as JSON has them
-    return (found.request, found.bundle_sha256) == (asked, bundle_sha256)
+    return (found.request, found.bundle_sha256, found.dtype) == (asked, bundle_sha256, dtype)
 
 
 def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:

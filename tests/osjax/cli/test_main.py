@@ -87,12 +87,12 @@ def test_a_reader_that_leaves_is_no_traceback():
 
 
 def test_interrupt_is_one_line_and_status_130(tmp_path):
-    process = subprocess.Popen(
-        [*OSJAX, "generate", "--prompt", "x", "--num_steps", "10000", "--save_dir", str(tmp_path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children would ignore it
+    try:
+        words = ["generate", "--prompt", "x", "--num_steps", "10000", "--save_dir", str(tmp_path)]
+        process = subprocess.Popen([*OSJAX, *words], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     lines = []
     while not (lines and lines[-1].startswith("osjax: 1 of 1")):
         lines.append(process.stderr.readline())
