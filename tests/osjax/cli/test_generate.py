@@ -91,18 +91,13 @@ def test_what_cannot_be_planned(words, message):
 
 
 def test_a_batch_is_completed_and_kept(tmp_path, capsys):
-    words = [
-        "--dataset.data_path",
-        csv(tmp_path, "text,name", "a cat,", "a dog,dog", "rain,", "snow,"),
-        "--batch_size",
-        "2",
-    ]
+    path = csv(tmp_path, "text,name", "a cat,", "a dog,dog", "rain,", "snow,")
+    words = ["--dataset.data_path", path, "--batch_size", "2"]
     folder = tmp_path / "out" / "video_32x16"
     assert make(tmp_path, *words) == 0
     printed = capsys.readouterr()
-    assert printed.out.split() == [
-        str(folder / f"{name}.mp4") for name in ("rows_0000", "dog", "rows_0002", "rows_0003")
-    ]
+    names = ("rows_0000", "dog", "rows_0002", "rows_0003")
+    assert printed.out.split() == [str(folder / f"{name}.mp4") for name in names]
     assert "embedded tiny bundle" in printed.err
     first = times(folder)
     for name in first:
