@@ -79,7 +79,7 @@ class SafetensorsSource:
 
     def __init__(self, path: Path):
         self.files = (path,)
-        with _reading(path), path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             header, self._start = _read_header(path, file)
         self._spans: dict[str, tuple[int, int]] = {}
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
@@ -92,7 +92,7 @@ class SafetensorsSource:
         begin, end = self._spans[name]
         shape = self.shapes[name]
         data = np.empty(end - begin, np.uint8)
-        with _reading(self.files[0]), self.files[0].open("rb") as file:
+        with reading(self.files[0]), self.files[0].open("rb") as file:
             file.seek(self._start + begin)
             if file.readinto(data) != data.size:
                 raise _damaged(self.files[0], "it became shorter while it was read")
@@ -144,7 +144,7 @@ class PickleSource:
             raise OsjaxError(f"reading {path} needs PyTorch: pip install osjax[torch], or use .safetensors") from error
         self._tensors = {}  # gives the old mapping back first
         self._bytes_read = 0
-        with _reading(path):
+        with reading(path):
             mapped = zipfile.is_zipfile(path)
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -163,7 +163,7 @@ class ShardedSource:
 
     def __init__(self, path: Path):
         try:
-            with _reading(path):
+            with reading(path):
                 weight_map = json.loads(path.read_bytes())["weight_map"]
             names = sorted(set(weight_map.values()))
             if not names or any(not name or Path(name).name != name for name in names):
@@ -243,7 +243,7 @@ def _numpy_dtype(path: Path, tensor: Any) -> np.dtype:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turns what the disk refuses into an OsjaxError."""
     try:
         yield

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from convert import clip, hunyuan_vae, infer, layout, mmdit, t5
 from convert.rules import Plan, abstract, plan
-from convert.sources import Source, open_source
+from convert.sources import Source, open_source, reading
 from osjax import leaves
 from osjax.bundle import Component, write_manifest
 from osjax.checkpoint import PartWriter
@@ -77,7 +77,7 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None) 
     path = config or layout.find_config(found.file)
     options = layout.read_options(path) if path else infer.infer_options(name, source.shapes)
     table = TABLES[name]
-    settings = table.read_config(options)
+    settings = _read_config(table, options, path)
     dtype = np.dtype(dtype if dtype is not None else _source_dtype(source))
     module = abstract(table, settings, dtype)
     return Job(
@@ -105,6 +105,13 @@ def write_bundle(jobs: Sequence[Job], destination: Path) -> None:
         digests = {os.path.relpath(file, _common_folder(sources)): _digest(file, progress) for file in sources}
         components = {job.kind.component: _write_component(job, folder, progress) for job in jobs}
         write_manifest(folder, components, sources=digests, settings={})
+
+
+def _read_config(table: ModuleType, options: dict[str, Any], path: Path | None) -> Any:
+    try:
+        return table.read_config(options)
+    except (TypeError, ValueError, KeyError) as error:  # of values that are not even of the right type
+        raise OsjaxError(f"unusable options in {path} ({error}): mend that file") from error
 
 
 def _max_length(kind: layout.Kind, file: Path, config: Any) -> int | None:
@@ -186,7 +193,7 @@ def _clear(folder: Path) -> None:
 def _digest(file: Path, progress: tqdm) -> dict[str, Any]:
     """SHA-256 and size of a source file."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with reading(file), file.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
             progress.update(len(block))
