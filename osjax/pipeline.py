@@ -117,7 +117,8 @@ class Pipeline:
         return self.run([request])[0]
 
     def run(self, requests: Sequence[Request]) -> list[Video]:
-        """Draws requests that differ in prompts, references and seeds only; each equals what it would be alone.
+        """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
+        rounding: the same request at the same place among as many repeats it bit for bit.
 
         Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
         step); ValueError if the requests do not go together.
@@ -139,8 +140,8 @@ class Pipeline:
         with _timed(seconds, "decode"):
             frames_bthwc = self.decode(z_bthwc)[:, : first.num_frames]
         return [
-            Video(frames, request.fps, self._provenance(request, prompt, frames, passes, seconds))
-            for request, prompt, frames in zip(requests, prompts, frames_bthwc, strict=True)
+            Video(frames, request.fps, self._provenance(requests, index, prompt, frames, passes, seconds))
+            for index, (request, prompt, frames) in enumerate(zip(requests, prompts, frames_bthwc, strict=True))
         ]
 
     def shape(self, request: Request) -> Shape:
@@ -222,8 +223,15 @@ class Pipeline:
         return self.residency.config("vae").time_compression_ratio
 
     def _provenance(
-        self, request: Request, prompt: str, frames: np.ndarray, passes: int, seconds: dict[str, float]
+        self,
+        requests: Sequence[Request],
+        index: int,
+        prompt: str,
+        frames: np.ndarray,
+        passes: int,
+        seconds: dict[str, float],
     ) -> provenance.Provenance:
+        request = requests[index]
         return provenance.Provenance(
             prompt=request.prompt,
             prompt_used=prompt,
@@ -246,6 +254,9 @@ class Pipeline:
             device=self.where.mesh.devices.flat[0].device_kind,
             mesh=dict(self.where.mesh.shape),
             dtype=self.dtype,
+            attention=self.attention,
+            batch_size=len(requests),
+            batch_index=index,
             request=dataclasses.asdict(request),
         )
 

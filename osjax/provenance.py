@@ -43,6 +43,8 @@ class Provenance:
     guidance: the options of classifier-free guidance by name; request: every option of the request by name.
     seconds: wall time by stage; mesh: devices by axis; device: their kind, as JAX names it.
     bundle, bundle_sha256: the model's label and the digest of its description.
+    attention: the implementation chosen; batch_size, batch_index: how many were drawn together, and its place among
+    them: the last bits depend on the shapes of the arrays.
     frames_sha256: of the uint8 frames before encoding ([T, H, W, 3], row-major); equal digests are equal pictures.
     """
 
@@ -67,6 +69,9 @@ class Provenance:
     device: str
     mesh: Mapping[str, int]
     dtype: str
+    attention: str
+    batch_size: int
+    batch_index: int
     request: Mapping[str, Any]
     frames_sha256: str = ""
 

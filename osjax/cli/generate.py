@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
@@ -19,6 +20,9 @@ from osjax.cli import options
 from osjax.errors import OsjaxError
 from osjax.files import make_folder
 from osjax.request import Request
+
+if TYPE_CHECKING:
+    from osjax.pipeline import Pipeline
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
 _FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "offload"})
@@ -49,8 +53,14 @@ class Plan:
 
     model: Model
     jobs: Sequence[Job]
-    batch_size: int = 1
+    batch_size: int
     origin: provenance.Provenance | None = None
+
+    def missing(self, group: Sequence[Job], bundle_sha256: str) -> list[int]:
+        """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
+        if self.origin:
+            return [self.origin.batch_index]
+        return [place for place, job in enumerate(group) if not is_made(job, bundle_sha256, self.model.dtype)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,11 +101,9 @@ def plan_repeat(read: options.Options) -> Plan:
     mesh = ",".join(f"{axis}={size}" for axis, size in origin.mesh.items())
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
-    return Plan(
-        Model(config.ckpt_path, mesh, origin.dtype, config.offload, config.attention),
-        [Job(request, stem)],
-        origin=origin,
-    )
+    model = Model(config.ckpt_path, mesh, origin.dtype, config.offload, origin.attention)
+    # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
+    return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)
 
 
 def run(plan: Plan) -> None:
@@ -112,26 +120,36 @@ def run(plan: Plan) -> None:
     for folder in {job.stem.parent for job in plan.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
-    jobs = [job for job in plan.jobs if plan.origin or not is_made(job, pipeline.bundle.digest, plan.model.dtype)]
-    if len(jobs) < len(plan.jobs):
-        _say(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are made already: kept")
-    for start in range(0, len(jobs), plan.batch_size):
-        group = jobs[start : start + plan.batch_size]
-        _say(f"{start + 1} of {len(jobs)}: {', '.join(job.stem.name for job in group)}")
-        for job, video in zip(group, pipeline.run([job.request for job in group]), strict=True):
-            path, *_ = video.save(job.stem)
+    _draw(plan, pipeline)
+
+
+def _draw(plan: Plan, pipeline: Pipeline) -> None:
+    # Groups stay as they are, however many of their videos are made already: the last bits depend on a group's size.
+    groups = [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
+    missing = [plan.missing(group, pipeline.bundle.digest) for group in groups]
+    total = sum(map(len, missing))
+    if total < len(plan.jobs) and not plan.origin:
+        _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
+    done = 0
+    for group, places in zip(groups, missing, strict=True):
+        if not places:
+            continue
+        _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
+        videos = pipeline.run([job.request for job in group])
+        for place in places:
+            path, *_ = videos[place].save(group[place].stem)
             print(path, flush=True)
             if plan.origin:
                 _compare(plan.origin, provenance.read(path))
+        done += len(places)
 
 
 def is_made(job: Job, bundle_sha256: str, dtype: str) -> bool:
     """Whether the job's video is there, whole, and was made for the same request with the same bundle and dtype."""
-    ending = ".png" if job.request.num_frames == 1 else ".mp4"
     if not provenance.is_finished(job.stem, job.request.num_frames):
         return False
     try:
-        found = provenance.read(f"{job.stem}{ending}")
+        found = provenance.read(provenance.result_path(job.stem, job.request.num_frames))
     except OsjaxError:  # a file of another program's: ours takes its place
         return False
     asked = json.loads(json.dumps(dataclasses.asdict(job.request)))  # tuples as JSON has them
@@ -177,7 +195,7 @@ def _compare(old: provenance.Provenance, new: provenance.Provenance) -> None:
     if new.frames_sha256 == old.frames_sha256:
         _say("same frames, bit for bit")
         return
-    names = ("osjax_version", "jax_version", "device", "mesh", "dtype")
+    names = ("osjax_version", "jax_version", "device")
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     _say(f"the frames differ; changed since: {', '.join(changed) or 'nothing that the file tells'}")
 

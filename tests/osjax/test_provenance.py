@@ -42,6 +42,9 @@ EXAMPLE = Provenance(
     device="cpu",
     mesh={"data": 2, "seq": 4},
     dtype="bfloat16",
+    attention="reference",
+    batch_size=2,
+    batch_index=1,
     request={"prompt": "rain", "refs": ["a.png"], "seed": 7},
 )
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
