@@ -78,10 +78,17 @@ def _interpolate(x: np.ndarray, axis: int, size: int, start: int, length: int) -
     return x.take(below, axis) * (1 - weight) + x.take(np.minimum(below + 1, last), axis) * weight
 
 
+def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
+    """Opens a video file for reading, to be closed by the caller (`with`). Raises what PyAV raises."""
+    name = os.path.abspath(path)  # because a relative name like "http:x" would be taken for an address
+    if int(av.__version__.split(".")[0]) < 19:
+        return av.open(name, metadata_errors="replace")  # old tags are not always UTF-8; PyAV 19 takes them as they are
+    return av.open(name)
+
+
 def _decode(path: str | os.PathLike[str]) -> Iterator[av.VideoFrame]:
     """The frames of the first video stream."""
-    # The absolute path, because a name like "http:x" would be taken for an address; old tags are not always UTF-8.
-    with av.open(os.path.abspath(path), metadata_errors="replace") as container:
+    with open_video(path) as container:
         if not container.streams.video:
             raise OsjaxError(f"{path} holds no video stream: give a {_listed(VIDEO_SUFFIXES)} file")
         stream = container.streams.video[0]

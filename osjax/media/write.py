@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from osjax.errors import OsjaxError
 from osjax.files import replacing
+from osjax.media.clips import open_video
 from osjax.media.images import DECODING_ERRORS
 
 _PNG_KEYWORD = "Comment"
@@ -109,7 +110,7 @@ def _probe_png(path: str | os.PathLike[str]) -> MediaInfo:
 
 
 def _probe_video(path: str | os.PathLike[str]) -> MediaInfo:
-    with av.open(os.path.abspath(path), metadata_errors="replace") as container:
+    with open_video(path) as container:
         if not container.streams.video:
             raise ValueError("no video stream")
         stream = container.streams.video[0]
