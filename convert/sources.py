@@ -25,7 +25,7 @@ from convert.layout import INDEX, PICKLES, SAFETENSORS
 from osjax.errors import OsjaxError
 
 _HEADER_LIMIT = 100_000_000  # bytes; the same as the format's own reader
-_REOPEN_AFTER = 512 << 20  # bytes read from a mapped pickle before its pages are given back
+_REOPEN_AFTER = 128 << 20  # bytes read from a mapped pickle before its pages are given back
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
