@@ -95,7 +95,7 @@ def plan_outputs(rows: Sequence[Row], *, fallback: str, samples: int = 1) -> lis
     for row in rows:
         for ref in row.refs:
             if not Path(ref).is_file():
-                raise OsjaxError(f"row {row.index}: no such reference: {ref}: correct the path in the ref column")
+                raise OsjaxError(f"row {row.index}: no such reference: {ref}: correct its path")
     return outputs
 
 

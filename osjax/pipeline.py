@@ -28,7 +28,7 @@ from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.request import Request
 from osjax.residency import Residency
 from osjax.sampling import geometry
-from osjax.sampling.condition import ConditionKind, condition_kind
+from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
@@ -42,6 +42,20 @@ SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score
 
 log = logging.getLogger(__name__)
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
+
+
+@contextlib.contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Turns a device that runs out of memory into an OsjaxError that says what helps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OsjaxError(
+            "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
+            "--batch_size, or more devices with --mesh seq=N"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +112,11 @@ class Pipeline:
             raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
         bundle = read_bundle(EMBEDDED if path is None else Path(path))
         devices = make_mesh(parse_mesh(mesh))
-        chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype])
+        residency = Residency(bundle, devices, DTYPES[dtype], offload=offload)
+        width = residency.config("mmdit").head_dim
+        chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype], width)
         return cls(
-            residency=Residency(bundle, devices, DTYPES[dtype], offload=offload),
+            residency=residency,
             where=Where(devices, attend),
             attention=chosen,
             dtype=dtype,
@@ -116,12 +132,13 @@ class Pipeline:
         """Draws one video. Raises OsjaxError as `run` does."""
         return self.run([request])[0]
 
+    @explaining_memory()
     def run(self, requests: Sequence[Request]) -> list[Video]:
         """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
         rounding: the same request at the same place among as many repeats it bit for bit.
 
         Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
-        step); ValueError if the requests do not go together.
+        step), or a device's memory is full; ValueError if the requests do not go together.
         """
         first = requests[0]
         if any(_shared(request) != _shared(first) for request in requests):
@@ -145,7 +162,10 @@ class Pipeline:
         ]
 
     def shape(self, request: Request) -> Shape:
-        """Sizes in pixels and latents. Raises OsjaxError for a size, frame count or kind that cannot be drawn."""
+        """Sizes in pixels and latents.
+
+        Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
+        """
         vae, patch = self.residency.config("vae"), self.residency.config("mmdit").patch_size
         multiple = vae.spatial_compression_ratio * patch
         if request.resolution is not None:
@@ -154,7 +174,11 @@ class Pipeline:
             size = geometry.round_up_size(request.height, request.width)
         geometry.check_frames(request.num_frames, self._ratio)
         grid = geometry.latent_grid(*size, request.num_frames, multiple=multiple, patch=patch, ratio=self._ratio)
-        return Shape(size, grid, condition_kind(request.cond_type))
+        kind = condition_kind(request.cond_type)
+        if grid.t > 1:  # a single frame ignores references
+            kind.assign(request.refs)
+            condition_masks(kind, grid.t)
+        return Shape(size, grid, kind)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""

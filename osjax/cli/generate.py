@@ -110,16 +110,16 @@ def run(plan: Plan) -> None:
     """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
     from osjax.pipeline import Pipeline  # not above: imports JAX, and mistakes in the plan should be told at once
 
-    if plan.model.path is None:
-        _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
         raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
     for job in plan.jobs:
-        pipeline.shape(job.request)  # a size or a kind that cannot be drawn is told before a folder is made
+        pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
     for folder in {job.stem.parent for job in plan.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
+    if plan.model.path is None:
+        _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
     _draw(plan, pipeline)
 
 

@@ -2,12 +2,14 @@
 
 import logging
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from osjax.errors import OsjaxError
-from osjax.pipeline import Pipeline
+from osjax.pipeline import Pipeline, explaining_memory
 from osjax.request import Request
 
 SMALL = {"resolution": None, "aspect_ratio": None, "height": 32, "width": 48, "num_frames": 5, "num_steps": 3}
@@ -130,6 +132,11 @@ def test_requests_of_different_shapes_do_not_go_together(pipeline):
 def test_what_cannot_be_drawn(pipeline, options, message):
     with pytest.raises(OsjaxError, match=message):
         pipeline(request(**options))
+
+
+def test_a_full_device_says_what_helps():
+    with pytest.raises(OsjaxError, match="--offload True"), explaining_memory():
+        jax.block_until_ready(jnp.zeros((1 << 45,)))
 
 
 @pytest.mark.parametrize(
