@@ -114,9 +114,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny weights and sizes, to rehearse the script")
     args = parser.parse_args()
     device = jax.devices()[0]
-    name, attend = choose_attention(args.attention, device, jnp.bfloat16)
-    where = Where(make_mesh(MeshShape()), attend)
     config, vae_config = (TINY_MMDIT, TINY_VAE) if args.tiny else (MMDiTConfig(), HunyuanVAEConfig())
+    name, attend = choose_attention(args.attention, device, jnp.bfloat16, config.head_dim)
+    where = Where(make_mesh(MeshShape()), attend)
     grids = {size: geometry.latent_grid(*((64, 64, 9) if args.tiny else SIZES[size])) for size in args.sizes}
     results: dict[str, Any] = {
         "device": device.device_kind, "jax": jax.__version__, "attention": name, "dtype": "bf16", "tiny": args.tiny,
