@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 from osjax.errors import OsjaxError
 
@@ -18,6 +19,7 @@ class Request:
     refs: paths of reference images (i2v kinds) or clips (v2v kinds), as many as `cond_type` needs.
     resolution and aspect_ratio choose the size; if resolution is None, height and width in pixels do.
     guidance, guidance_img: classifier-free scales for the text and the reference; fps: of the file and in the prompt.
+    motion_score: a number told to the model, from "1" for little motion to "7" for much.
     seed: of the noise, and of the posterior sample if `sample_posterior` is set (else references take its mode).
     Raises OsjaxError, naming the option and what it accepts, for a value that cannot be drawn.
     """
@@ -61,6 +63,8 @@ class Request:
             raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
         if not 1 <= self.fps <= 240:
             raise OsjaxError(f"fps is {self.fps}: give a whole number from 1 to 240")
+        if not re.fullmatch(r"\d+(\.\d+)?", self.motion_score):
+            raise OsjaxError(f"motion_score is {self.motion_score!r}: give a number such as 4")
         if self.resolution is None and (self.height is None or self.width is None):
             raise OsjaxError("no size: give a resolution with an aspect_ratio, or both height and width")
         if self.resolution is not None and self.aspect_ratio is None:

@@ -31,7 +31,7 @@ HELP = {
         "ref": "path of the reference image or clip; two are parted by ;",
         "cond_type": "what the reference is: i2v_head, i2v_tail, i2v_loop, v2v_head, v2v_tail, v2v_head_easy, "
         "v2v_tail_easy; t2v for none",
-        "motion_score": "how much moves: a number such as 4, or dynamic",
+        "motion_score": "how much moves: a number, from 1 for little to 7 for much",
         "seed": "of the noise; sample k of a prompt uses seed + k",
         "fps_save": "frames per second, of the file and in the prompt",
         "sample_posterior": "encode references by a sample, as upstream does, and not by the mode",

@@ -160,6 +160,7 @@ def test_what_cannot_be_loaded(options):
         {"num_frames": 133},
         {"num_steps": 0},
         {"fps": 0},
+        {"motion_score": "dynamic"},
         {"flow_shift": 0.0},
         {"width": None},
         {"resolution": "256px"},

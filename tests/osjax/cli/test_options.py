@@ -30,7 +30,7 @@ RUNBOOK = {
     "--scale-temporal-osci": ("sampling_option.scale_temporal_osci", "false", False),
     "--shift": ("sampling_option.shift", "False", False),
     "--flow_shift": ("sampling_option.flow_shift", "3", 3.0),
-    "--motion-score": ("motion_score", "dynamic", "dynamic"),
+    "--motion-score": ("motion_score", "7", "7"),
     "--num-sample": ("num_sample", "3", 3),
     "--seed": ("seed", "7", 7),
     "--sampling_option.seed": ("sampling_option.seed", "7", 7),
