@@ -8,7 +8,6 @@ and k rows, biases and norm scales are permuted within each head, which leaves e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from convert.rules import Rule, Write
 from osjax.errors import OsjaxError
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 
-Take = Callable[[Any], Any]
 Q, K, V = range(3)
 
 # Constructor options of the reference that change how a checkpoint is written or run there, not what is computed.

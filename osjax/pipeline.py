@@ -313,10 +313,6 @@ def _shared(request: Request) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(request).items() if name not in SINGULAR}
 
 
-def _equal(a: jax.Array, b: jax.Array) -> bool:
-    return bool(jnp.array_equal(a, b))
-
-
 def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
