@@ -12,9 +12,8 @@ from PIL import Image
 from osjax.cli.main import main
 from osjax.media import write_mp4
 from tests import upstream_folder
-from tests.parity.cases import Case
+from tests.parity import cases
 
-GOLDEN = Path(__file__).parent / "golden"
 SIZE = ["--height", "32", "--width", "48", "--num_steps", "12", "--dtype", "fp32"]
 
 
@@ -22,8 +21,7 @@ SIZE = ["--height", "32", "--width", "48", "--num_steps", "12", "--dtype", "fp32
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     names = ("mmdit_video", "hunyuan_vae", "text_t5", "text_clip")
-    golden = [Case(name, json.loads((GOLDEN / f"{name}.json").read_text()), GOLDEN) for name in names]
-    source = upstream_folder.write(folder / "ckpts", *golden)
+    source = upstream_folder.write(folder / "ckpts", *(cases.load(name, cases.VENDORED) for name in names))
     assert main(["convert", str(source), str(folder / "bundle")]) == 0
     return folder / "bundle"
 

@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def of_every_kind():
     """The first golden case with weights of each kind that has a table."""
-    return [next(case for case in cases.of_kind(kind) if case.weights) for kind in TABLES]
+    return [next(case for case in cases.of_kind(kind, cases.VENDORED) if case.weights) for kind in TABLES]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_equal_sources_give_equal_manifests(ckpts, tmp_path):
 
 @pytest.mark.parametrize(("option", "dtype"), [("bf16", ml_dtypes.bfloat16), ("fp16", np.float16)])
 def test_dtype(ckpts, tmp_path, option, dtype):
-    case = cases.of_kind("clip")[0]
+    case = cases.of_kind("clip", cases.VENDORED)[0]
     assert main([str(ckpts), str(tmp_path / "bundle"), "--as", "clip", "--dtype", option]) == 0
     bundle = read_bundle(tmp_path / "bundle")
     assert list(bundle.components) == ["clip"]
@@ -131,7 +131,7 @@ def test_the_dtype_of_the_file_is_kept(ckpts, tmp_path, monkeypatch, stored, kep
 
 def test_a_pickle_gives_the_same_weights(ckpts, tmp_path):
     torch = pytest.importorskip("torch")
-    case = cases.of_kind("t5")[0]
+    case = cases.of_kind("t5", cases.VENDORED)[0]
     folder = tmp_path / "t5"
     shutil.copytree(ckpts / "google/t5-v1_1-xxl", folder)
     (folder / "model.safetensors").unlink()
@@ -251,7 +251,7 @@ def test_killed_at_random_moments(ckpts, tmp_path):
             read_bundle(leftovers)
     assert main([str(ckpts), str(bundle)]) == 0
     assert not leftovers.exists()
-    case = cases.of_kind("clip")[0]
+    case = cases.of_kind("clip", cases.VENDORED)[0]
     reference = convert_module(TABLES["clip"], case.config, case.weights, jnp.float32)
     assert_same(load(read_bundle(bundle), "clip", case.config), reference)
 

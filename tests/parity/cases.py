@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-FOLDER = Path(os.environ.get("OSJAX_GOLDEN") or Path(__file__).parents[1] / "golden").resolve()
+VENDORED = Path(__file__).parents[1] / "golden"  # for tests that need some model, whatever OSJAX_GOLDEN names
+FOLDER = Path(os.environ.get("OSJAX_GOLDEN") or VENDORED).resolve()
 
 # Kinds whose tests arrive with later work. Every other kind must be covered by a test module.
 EXPECTED_MISSING = frozenset({"autoencoder_2d", "dc_ae", "flow", "lora"})
@@ -64,12 +65,12 @@ class Case:
         """The checkpoint under its original names; from the case named by `weights_from` if it is one name."""
         source = self.manifest.get("weights_from")
         if isinstance(source, str):
-            return load(source).weights
+            return load(source, self.folder).weights
         return self._section("weights/")
 
     def weights_case(self, role: str) -> Case:
         """The case that holds the weights of `role` (`weights_from` maps roles to cases)."""
-        return load(self.manifest["weights_from"][role])
+        return load(self.manifest["weights_from"][role], self.folder)
 
     def run(self, name: str, section: str) -> dict[str, np.ndarray]:
         """The tensors of one run ('inputs' or 'outputs'), without the run's prefix."""
@@ -78,23 +79,23 @@ class Case:
 
 
 @functools.cache
-def load(name: str) -> Case:
-    return Case(name, json.loads((FOLDER / f"{name}.json").read_text()), FOLDER)
+def load(name: str, folder: Path = FOLDER) -> Case:
+    return Case(name, json.loads((folder / f"{name}.json").read_text()), folder)
 
 
 @functools.cache
-def discover() -> tuple[Case, ...]:
+def discover(folder: Path = FOLDER) -> tuple[Case, ...]:
     """All cases of the folder; an empty folder is an error, so that a wrong path cannot pass."""
-    found = tuple(load(path.stem) for path in sorted(FOLDER.glob("*.json")))
+    found = tuple(load(path.stem, folder) for path in sorted(folder.glob("*.json")))
     if not found:
         raise FileNotFoundError(
-            f"no golden cases in {FOLDER}: OSJAX_GOLDEN must name a folder of NAME.json + NAME.safetensors"
+            f"no golden cases in {folder}: OSJAX_GOLDEN must name a folder of NAME.json + NAME.safetensors"
         )
     return found
 
 
-def of_kind(kind: str) -> list[Case]:
-    return [case for case in discover() if case.kind == kind]
+def of_kind(kind: str, folder: Path = FOLDER) -> list[Case]:
+    return [case for case in discover(folder) if case.kind == kind]
 
 
 def runs_of_kind(kind: str) -> list[tuple[Case, str]]:

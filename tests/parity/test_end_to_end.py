@@ -7,8 +7,7 @@ import pytest
 from convert import hunyuan_vae as vae_table
 from convert.rules import convert_module
 from osjax.kernels.attention_ref import reference_attention
-from osjax.media.images import read_image
-from osjax.media.write import to_uint8
+from osjax.media import read_reference, to_uint8
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import schedule
 from osjax.sampling.condition import condition_kind
@@ -73,8 +72,10 @@ def test_every_stage(case):
     assert noise.shape == grid.noise_shape(noise.shape[-1])
 
     references = []
-    for index, file in enumerate(run["ref_files"]):
-        pixels = read_image(case.folder / file, opt["height"], opt["width"])[None]
+    kind = condition_kind(run["cond_type"])
+    length = kind.reference_frames(opt["is_causal_vae"], opt["temporal_reduction"])
+    for index, (file, from_end) in enumerate(kind.assign(run.get("ref_files", []))):
+        pixels = read_reference(case.folder / file, length, opt["height"], opt["width"], from_end=from_end)[None]
         cases.assert_close(pixels, channels_last(expected[f"ref_pixels_{index}"]), what=f"pixels {index}")
         latent = vae.encode(pixels)
         cases.assert_close(latent, channels_last(expected[f"ref_latent_{index}"]), what=f"latent {index}")
@@ -95,7 +96,7 @@ def test_every_stage(case):
         Text(given["txt"], given["y_vec"]),
         Text(given["txt_neg"], given["y_vec_neg"]),
         [references],
-        condition_kind(run["cond_type"]),
+        kind,
         options,
         Where(make_mesh(MeshShape()), reference_attention),
         on_step=lambda done, x_bnc: states.update({f"state_{done:02d}": np.array(x_bnc)}),
