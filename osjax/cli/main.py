@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from osjax.cli.interrupt import insistent_interrupt
 from osjax.cli.parser import Parser
 from osjax.errors import OsjaxError
 
@@ -21,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own) and return the exit status."""
     logging.basicConfig(format="%(name)s: %(levelname)s: %(message)s")
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        with insistent_interrupt():
+            status = _dispatch(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
         return status
     except OsjaxError as error:
         print("osjax: error:", " ".join(str(error).splitlines()), file=sys.stderr)

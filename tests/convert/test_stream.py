@@ -257,13 +257,17 @@ def test_killed_at_random_moments(ckpts, tmp_path):
 
 
 MEASURED = """
-import resource, sys
+import pathlib, re, sys
 import jax
 from convert import __main__, stream
+
+def peak():  # in kB; of this program alone, while getrusage would count the process that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
 jax.devices()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 assert __main__.main(sys.argv[1:]) == 0
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -292,4 +296,5 @@ def test_resident_memory(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     before, peak = (1024 * int(number) for number in done.stdout.split()[-2:])
     assert peak < 3 * largest + 2**30
-    assert peak - before < 3 * largest + 4 * 2**26 < 0.6 * size  # a part is 2**26 bytes
+    # A part is 2**26 bytes; it is held once by us, and Orbax was seen to take up to four times that while it saves.
+    assert peak - before < 3 * largest + 5 * 2**26 < 0.65 * size

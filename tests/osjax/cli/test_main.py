@@ -96,6 +96,34 @@ def test_a_reader_that_leaves_is_no_traceback():
     assert "Traceback" not in done.stderr
 
 
+SWALLOWED = """
+import os, signal, sys, time, weakref
+from osjax.cli.interrupt import insistent_interrupt
+
+class Thing: pass
+
+def swallow(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)  # the exception is raised here, and dropped by whoever calls back
+
+try:
+    with insistent_interrupt():
+        thing = Thing()
+        reference = weakref.ref(thing, swallow)
+        del thing
+        print("went on", flush=True)
+        time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_inside_a_callback_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "went on\n", "the callback did not swallow it: this test tests nothing"
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_interrupt_is_one_line_and_status_130(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children would ignore it
     try:
