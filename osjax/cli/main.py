@@ -53,7 +53,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 def _generate(argv: Sequence[str]) -> int:
     from osjax.cli import generate
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which its tokenizers do not need
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
     return generate.main(argv)
 
 
