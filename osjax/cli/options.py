@@ -65,7 +65,7 @@ HELP = {
         "ckpt_path": "bundle made by `osjax convert`; the embedded tiny one if left out",
         "dtype": "bf16, fp16 or fp32",
         "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
-        "attention": "implementation; auto chooses by device",
+        "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has",
         "offload": "keep only the model at work on the device",
     },
 }

@@ -119,7 +119,7 @@ def _euler_step(
     where: Where,
 ) -> tuple[jax.Array, jax.Array]:
     """One compiled step for any number of branches: a loop over the first `count` of `order_k`."""
-    forward = _sharded_forward(model, sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
+    forward = _sharded_forward(sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
     time_b = jnp.full(x_bnc.shape[:1], level, jnp.float32)
 
     def add_branch(j: jax.Array, total_bnc: jax.Array) -> jax.Array:
@@ -134,7 +134,7 @@ def _euler_step(
     return x_bnc, jnp.isfinite(x_bnc).all()
 
 
-def _sharded_forward(model: MMDiT, sequence: JointSequence, where: Where, cond: bool, guidance: bool) -> Callable:
+def _sharded_forward(sequence: JointSequence, where: Where, cond: bool, guidance: bool) -> Callable:
     """The model inside one `shard_map`: every operation is local to a device's tokens except the attention."""
     attention = functools.partial(ulysses_attention, sequence=sequence, attend=where.attend, axis=SPECS.seq_axis)
 
