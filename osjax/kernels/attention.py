@@ -28,13 +28,14 @@ def cudnn_attention(
 
 
 def choose_attention(
-    name: str, device: jax.Device, dtype: jnp.dtype, width: int | None = None
+    name: str, device: jax.Device, dtype: jnp.dtype, width: int | None = None, *, gradient: bool = False
 ) -> tuple[str, Attention]:
     """(chosen name, function) for `name` in `NAMES` on that device; a named one runs or raises.
 
     `auto` takes, in 16-bit types, the Pallas kernel on Hopper for the head widths where it was measured to be faster
-    than cuDNN (`width`, where the caller knows it), else cuDNN on NVIDIA GPUs; everywhere else plain XLA. Raises
-    OsjaxError for an unknown name, or a named implementation that this device or dtype cannot run.
+    than cuDNN (`width`, where the caller knows it), else cuDNN on NVIDIA GPUs; everywhere else plain XLA. `gradient`:
+    training needs one, which the Pallas kernel has not. Raises OsjaxError for an unknown name, or a named
+    implementation that this device or dtype cannot run, or that has no gradient where one is needed.
     """
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
     fused = device.platform == "gpu" and half
@@ -45,7 +46,9 @@ def choose_attention(
         raise _cannot_run(name, "an NVIDIA GPU", device, dtype)
     if name == "pallas" and not hopper:
         raise _cannot_run(name, "a Hopper GPU (H100, H200)", device, dtype)
-    if name == "pallas" or (name == "auto" and hopper and width in FASTER_THAN_CUDNN):
+    if name == "pallas" and gradient:
+        raise OsjaxError("attention pallas has no gradient: train with --attention auto")
+    if name == "pallas" or (name == "auto" and hopper and width in FASTER_THAN_CUDNN and not gradient):
         return "pallas", flash_attention
     if name == "cudnn" or (name == "auto" and fused):
         return "cudnn", cudnn_attention

@@ -232,14 +232,19 @@ class MMDiT(nnx.Module):
         attention: JointAttention,
         cond_bnc: jax.Array | None = None,
         guidance_b: jax.Array | None = None,
+        *,
+        remat: bool = False,
     ) -> jax.Array:
         """Velocity [B, N, C] of the tokens `img_bnc` [B, N, C] at time `t_b` [B] in [0, 1].
 
         txt [B, L, context_in_dim], vec [B, vec_in_dim], cond [B, N, C + patch²] (mask first), guidance [B]; `rope` over
-        the N image tokens; `attention(q, k, v)` on [B, L + N, H, D] each, text tokens first.
+        the N image tokens; `attention(q, k, v)` on [B, L + N, H, D] each, text tokens first. `remat` keeps only what
+        enters each block for the backward pass, and computes the block again there.
         """
+        kept = functools.partial(jax.checkpoint, prevent_cse=False) if remat else lambda block: block
         img_bnf, txt_blf, vec_bf = self.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
 
+        @kept
         def double(streams: Streams, block: DoubleBlock) -> tuple[Streams, None]:
             return block(*streams, vec_bf, rope, attention), None
 
@@ -247,6 +252,7 @@ class MMDiT(nnx.Module):
         text_length = txt_blf.shape[1]
         joint_rope = after_text(rope, text_length)
 
+        @kept
         def single(x_bmf: jax.Array, block: SingleBlock) -> tuple[jax.Array, None]:
             return block(x_bmf, vec_bf, joint_rope, attention), None
 
