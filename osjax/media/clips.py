@@ -43,7 +43,7 @@ def read_clip(
         raise OsjaxError(f"no such reference video: {path}: check the path")
     kept: collections.deque[av.VideoFrame] = collections.deque(maxlen=frames)
     try:
-        for frame in _decode(path):
+        for frame in decode(path):
             kept.append(frame)
             if len(kept) == frames and not from_end:
                 break
@@ -51,7 +51,7 @@ def read_clip(
         raise OsjaxError(f"{path} is not a readable video: give a {_listed(VIDEO_SUFFIXES)} file") from error
     if len(kept) < frames:
         raise OsjaxError(f"{path} has {len(kept)} frames and {frames} are needed: give a longer video")
-    return np.concatenate([resize_clip_to_cover(_upright(frame)[None], height, width) for frame in kept])
+    return np.concatenate([resize_clip_to_cover(upright(frame)[None], height, width) for frame in kept])
 
 
 def resize_clip_to_cover(frames_thwc: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -61,9 +61,9 @@ def resize_clip_to_cover(frames_thwc: np.ndarray, height: int, width: int) -> np
     rounded down. Both are the reference's way with clips and differ from its way with images.
     """
     covering_height, covering_width = cover(*frames_thwc.shape[1:3], height, width)
-    x_thwc = to_model(frames_thwc)
-    x_thwc = _interpolate(x_thwc, 1, covering_height, (covering_height - height) // 2, height)
-    return _interpolate(x_thwc, 2, covering_width, (covering_width - width) // 2, width)
+    x_thwc = _interpolate(frames_thwc, 1, covering_height, (covering_height - height) // 2, height)
+    x_thwc = _interpolate(x_thwc, 2, covering_width, (covering_width - width) // 2, width)
+    return to_model(x_thwc)  # last, because a large frame has many pixels that nothing is computed from
 
 
 def _interpolate(x: np.ndarray, axis: int, size: int, start: int, length: int) -> np.ndarray:
@@ -86,8 +86,8 @@ def open_video(path: str | os.PathLike[str]) -> av.container.InputContainer:
     return av.open(name)
 
 
-def _decode(path: str | os.PathLike[str]) -> Iterator[av.VideoFrame]:
-    """The frames of the first video stream."""
+def decode(path: str | os.PathLike[str]) -> Iterator[av.VideoFrame]:
+    """The frames of the first video stream, as stored. Raises OsjaxError if there is none, and what PyAV raises."""
     with open_video(path) as container:
         if not container.streams.video:
             raise OsjaxError(f"{path} holds no video stream: give a {_listed(VIDEO_SUFFIXES)} file")
@@ -96,7 +96,7 @@ def _decode(path: str | os.PathLike[str]) -> Iterator[av.VideoFrame]:
         yield from container.decode(stream)
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def upright(frame: av.VideoFrame) -> np.ndarray:
     """A frame as uint8 [H, W, 3]: phones store the sensor's rows, and say in a display matrix which way is up."""
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
