@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,8 +81,13 @@ class PartWriter:
 
 def save_module(folder: Path, module: nnx.Module, part_bytes: int = PART_BYTES) -> None:
     """Saves a module's arrays, wherever they lie, as a component in `folder`, which must hold none yet."""
+    save_arrays(folder, leaves.flatten(module), part_bytes)
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray | jax.Array], part_bytes: int = PART_BYTES) -> None:
+    """The same for arrays by name, of no module."""
     writer = PartWriter(folder, part_bytes)
-    for name, array in leaves.flatten(module).items():
+    for name, array in arrays.items():
         writer.add(name, None, array)
     writer.close()
 
@@ -114,7 +119,11 @@ def load_component(
     shardings: one for all leaves, or a function leaf name → Sharding; by default all on the first device.
     Raises OsjaxError if the folder is incomplete or damaged, or its leaves and shapes are not those of the module.
     """
-    targets = _targets(abstract_module, dtype, shardings)
+    return leaves.unflatten(abstract_module, load_arrays(folder, _targets(abstract_module, dtype, shardings)))
+
+
+def load_arrays(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Loads arrays by name, with the shapes, dtypes and shardings of `targets`. Raises OsjaxError as above."""
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
     arrays: dict[str, jax.Array] = {}
@@ -127,8 +136,7 @@ def load_component(
                 stack = arrays[leaf] if leaf in arrays else _empty(target)
                 arrays[leaf] = _write_rows(stack, array, rows[0])
     # The layers were written under automatic axes; relabelling them as the mesh's own moves nothing.
-    placed = {leaf: jax.device_put(array, targets[leaf].sharding) for leaf, array in arrays.items()}
-    return leaves.unflatten(abstract_module, placed)
+    return {leaf: jax.device_put(array, targets[leaf].sharding) for leaf, array in arrays.items()}
 
 
 def _targets(
@@ -148,7 +156,7 @@ def _targets(
     }
 
 
-def _check_coverage(folder: Path, parts: tuple[Part, ...], targets: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _check_coverage(folder: Path, parts: tuple[Part, ...], targets: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """Every leaf is held once, by one part or by parts whose layers follow each other."""
     held: dict[str, list[tuple[int, int]]] = {leaf: [] for leaf in targets}
     unknown = sorted({leaf for part in parts for leaf in part.leaves} - set(targets))
@@ -182,7 +190,7 @@ def _is_whole(rows: tuple[int, int] | None, target: jax.ShapeDtypeStruct) -> boo
 
 
 def _load_parts(
-    folder: Path, parts: tuple[Part, ...], targets: dict[str, jax.ShapeDtypeStruct]
+    folder: Path, parts: tuple[Part, ...], targets: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Iterator[tuple[Part, dict[str, jax.Array]]]:
     """The parts in order, with the next ones being read; one at a time where processes have to agree on the order."""
     ahead = READ_AHEAD if jax.process_count() == 1 else 1
@@ -197,7 +205,7 @@ def _load_parts(
             yield part, future.result()
 
 
-def _load_part(folder: Path, part: Part, targets: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _load_part(folder: Path, part: Part, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The arrays of a part: leaves on their final shards, layers on the shards of the stack they belong to."""
     wanted = {}
     for leaf, rows in part.leaves.items():

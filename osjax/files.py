@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +27,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     removed. Raises OsjaxError for whatever the disk refuses, inside the block too.
     """
     path = Path(path)
-    prefix = "." + hashlib.sha256(path.name.encode()).hexdigest()[:16]  # the longest names leave no room for more
-    temporary = path.with_name(f"{prefix}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = _temporary(path)
     make_folder(path.parent)
     try:
-        for leftover in path.parent.glob(f"{prefix}.*{_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(path)
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
@@ -43,6 +42,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never made
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
+
+    `path` must not exist, but for an empty folder. What killed processes left behind for it is removed. Raises
+    OsjaxError for a path that is taken, and for whatever the disk refuses, inside the block too.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OsjaxError(f"{path} exists: remove it, or choose another place")
+    temporary = _temporary(path)
+    make_folder(path.parent)
+    try:
+        _remove_leftovers(path)
+        temporary.mkdir()
+        yield temporary
+        for made in temporary.rglob("*"):
+            _flush(made)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise OsjaxError(
+            f"cannot write {path} ({_reason(error)}): choose a place you may write to, on a disk with space left"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # already renamed, or never made
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -64,6 +91,21 @@ def digest(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise OsjaxError(f"cannot read {path} ({_reason(error)}): check the path and its permissions") from error
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses."""
+    return path.with_name(f"{_prefix(path)}.{secrets.token_hex(4)}{_SUFFIX}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left under temporary names for the same `path`."""
+    for leftover in path.parent.glob(f"{_prefix(path)}.*{_SUFFIX}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return "." + hashlib.sha256(path.name.encode()).hexdigest()[:16]  # the longest names leave no room for more
 
 
 def _flush(path: Path) -> None:

@@ -11,17 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Each room of osjax may import itself, rooms before it in the chain, and `errors`.
-CHAIN = ("kernels", "parallel", "models", "sampling", "residency", "pipeline", "cli")
+CHAIN = ("kernels", "parallel", "models", "sampling", "adapters", "residency", "pipeline", "training", "cli")
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
     {"batch", "bundle", "checkpoint", "files", "leaves", "media", "naming", "provenance", "request", "text"}
 )
-MAY_USE_LEAVES = frozenset({"residency", "pipeline", "cli"})
+MAY_USE_LEAVES = frozenset({"adapters", "residency", "pipeline", "training", "cli"})
 
 # Where else a package may be imported from; the tests are free.
 HOMES = {
     "torch": ("convert/sources.py",),
-    "orbax": ("osjax/checkpoint.py",),
+    "orbax": ("osjax/checkpoint.py", "osjax/training/snapshots.py"),
     "ml_collections": ("osjax/cli/", "configs/"),
     "transformers": ("osjax/text/",),
     "convert": ("convert/", "osjax/cli/main.py"),
