@@ -6,9 +6,8 @@ import csv
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from osjax.errors import OsjaxError
 from osjax.naming import output_stem
@@ -45,18 +44,49 @@ def read_csv(path: str | os.PathLike[str]) -> list[Row]:
     through: no rows, no text, a line with too many fields, two equal names, a name that is no plain file name.
     """
     path = Path(path)
+    rows = []
+    names: dict[str, str] = {}
+    for where, values in read_lines(path, COLUMNS, required=("text",)):
+        try:
+            row = _row(path.parent, len(rows), values)
+            if row.name is not None and names.setdefault(row.name, where) != where:
+                raise OsjaxError(f"the name {row.name!r} is taken by an earlier line: rename one")
+        except OsjaxError as error:
+            raise OsjaxError(f"{where}: {error}") from error
+        rows.append(row)
+    if not rows:
+        raise OsjaxError(f"{path} holds no prompts: add a line below the header")
+    return rows
+
+
+def read_lines(
+    path: str | os.PathLike[str], columns: Sequence[str], required: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The lines of a UTF-8 CSV with a header: where each stands (`FILE, line 3`), and its fields by column.
+
+    A field of `columns` that the line or the header does not have is ''. Blank lines are skipped; other columns are
+    ignored, with a warning. Raises OsjaxError for a file that cannot be read as one, a required column that is missing,
+    a column that stands there twice, a line with too many fields.
+    """
+    path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, file))
+            lines = csv.reader(file, strict=True)
+            filled = (fields for fields in lines if any(field.strip() for field in fields))
+            header = _check_header(path, next(filled, []), columns, required)
+            for fields in filled:
+                where = f"{path}, line {lines.line_num}"
+                if any(field.strip() for field in fields[len(header) :]):
+                    count = f"{len(fields)} fields for {len(header)} columns"
+                    raise OsjaxError(f"{where}: {count}: put quotes round a text that holds commas")
+                values = dict(zip(header, fields, strict=False))  # a short line leaves the last columns empty
+                yield where, {column: values.get(column, "") for column in columns}
     except OSError as error:
         raise OsjaxError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
     except UnicodeDecodeError as error:
         raise OsjaxError(f"{path} is not UTF-8 text: save it as a UTF-8 CSV") from error
     except csv.Error as error:
         raise OsjaxError(f"{path} is not a well-formed CSV ({error}): check its quotes") from error
-    if not rows:
-        raise OsjaxError(f"{path} holds no prompts: add a line below the header")
-    return rows
 
 
 def select(rows: Sequence[Row], start: int = 0, end: int | None = None) -> list[Row]:
@@ -107,48 +137,31 @@ def split_refs(text: str) -> tuple[str, ...]:
     return refs
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[Row]:
-    lines = csv.reader(file, strict=True)
-    filled = (fields for fields in lines if any(field.strip() for field in fields))
-    header = _check_header(path, next(filled, []))
-    names: dict[str, int] = {}
-    for index, fields in enumerate(filled):
-        try:
-            row = _row(path.parent, index, header, fields)
-            if row.name is not None and names.setdefault(row.name, index) != index:
-                raise OsjaxError(f"the name {row.name!r} is taken by an earlier line: rename one")
-        except OsjaxError as error:
-            raise OsjaxError(f"{path}, line {lines.line_num}: {error}") from error
-        yield row
-
-
-def _check_header(path: Path, fields: Sequence[str]) -> list[str]:
+def _check_header(path: Path, fields: Sequence[str], columns: Sequence[str], required: Sequence[str]) -> list[str]:
     header = [field.strip() for field in fields]
-    if "text" not in header:
-        columns = ", ".join(COLUMNS)
-        raise OsjaxError(
-            f"{path} has no column 'text': name the columns in its first line, with commas, from {columns}"
-        )
-    for name in COLUMNS:
+    known = ", ".join(columns)
+    for name in required:
+        if name not in header:
+            advice = f"name the columns in its first line, with commas, from {known}"
+            raise OsjaxError(f"{path} has no column {name!r}: {advice}")
+    for name in columns:
         if header.count(name) > 1:
             raise OsjaxError(f"{path} has several columns {name!r}: keep one")
-    unknown = [name for name in header if name and name not in COLUMNS]
+    unknown = [name for name in header if name and name not in columns]
     if unknown:
-        _log.warning("%s: ignoring the columns %s (known: %s)", path, ", ".join(unknown), ", ".join(COLUMNS))
+        _log.warning("%s: ignoring the columns %s (known: %s)", path, ", ".join(unknown), known)
     return header
 
 
-def _row(folder: Path, index: int, header: Sequence[str], fields: Sequence[str]) -> Row:
-    if any(field.strip() for field in fields[len(header) :]):
-        raise OsjaxError(f"{len(fields)} fields for {len(header)} columns: put quotes round a text that holds commas")
-    values = dict(zip(header, fields, strict=False))  # a short line leaves the last columns empty
-    text, ref, name = (values.get(column, "") for column in COLUMNS)
+def _row(folder: Path, index: int, values: Mapping[str, str]) -> Row:
+    text, ref, name = (values[column] for column in COLUMNS)
     if not text.strip():
         raise OsjaxError("the text is missing: describe the video")
-    refs = tuple(_resolve(part, folder) for part in split_refs(ref))
+    refs = tuple(resolve(part, folder) for part in split_refs(ref))
     return Row(index, text, refs, output_stem(name.strip()) if name.strip() else None)  # refuses what names no file
 
 
-def _resolve(ref: str, folder: Path) -> str:
+def resolve(ref: str, folder: Path) -> str:
+    """A path in a table that stands in `folder`: of the working directory, or if it is only there, beside the table."""
     beside = folder / ref
     return str(beside) if not Path(ref).exists() and beside.exists() else ref
