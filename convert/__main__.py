@@ -1,4 +1,4 @@
-"""`python -m convert SOURCE DESTINATION`: PyTorch checkpoints to an osjax bundle."""
+"""`python -m convert SOURCE DESTINATION`: PyTorch checkpoints to an osjax bundle, a LoRA to an osjax LoRA."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the converter's arguments; imports nothing heavy."""
-    parser.add_argument("source", type=Path, help="upstream's ckpts folder, a model's folder, or one checkpoint file")
-    parser.add_argument("destination", type=Path, help="folder of the bundle, to be made")
+    parser.add_argument(
+        "source", type=Path, help="upstream's ckpts folder, a model's folder, one file, or a LoRA of peft"
+    )
+    parser.add_argument("destination", type=Path, help="folder of the bundle or LoRA, to be made")
     parser.add_argument(
         "--as",
         dest="kind",
@@ -38,12 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what the parsed arguments ask for and returns the exit status.
 
-    Raises OsjaxError for what the user can mend; with --dry-run it prints that and returns 2.
+    Raises OsjaxError for what the user can mend; with --dry-run it prints that of checkpoints and returns 2.
     """
     import ml_dtypes  # noqa: F401 - makes numpy know bfloat16 by name
 
+    from convert.peft import find_adapter
     from convert.stream import prepare, write_bundle
 
+    adapter = find_adapter(args.source)
+    if adapter:
+        return run_lora(adapter, args)
     found = find_checkpoints(args.source, args.kind)
     if args.config and len(found) > 1:
         raise OsjaxError("--config is for one checkpoint: choose which with --as")
@@ -65,6 +71,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"{each.file}: {error}")
             status = 2
     return status
+
+
+def run_lora(adapter: Path, args: argparse.Namespace) -> int:
+    """The same for a LoRA file."""
+    from convert import lora
+
+    if args.kind or args.dtype:
+        raise OsjaxError(f"{adapter} is a LoRA, which is kept in float32: leave out --as and --dtype")
+    job = lora.prepare(adapter, args.config)
+    print(job.describe())
+    if not args.dry_run:
+        lora.write(job, args.destination)
+        print(f"LoRA written to {args.destination}: use it with --lora {args.destination}")
+    return 0
 
 
 def describe(job: Job) -> str:

@@ -149,39 +149,44 @@ def convert_module(
     return leaves.unflatten(module, {name: jax.numpy.asarray(array) for name, array in arrays.items()})
 
 
-Claims = dict[tuple[str, int | None], list[Fill]]
+Place = tuple[str, int | None]  # a leaf, and which layer of it if it is filled layer by layer
+Claims = dict[Place, list[Fill]]
+
+
+def find(rules: Iterable[Rule], source: str) -> tuple[Rule, list[Place]] | None:
+    """The first rule that matches a tensor's name, and the place that each of its writes fills; None if none does."""
+    for rule in rules:
+        if match := re.fullmatch(rule.source, source):
+            groups = match.groupdict()
+            layer = int(groups["layer"]) if "layer" in groups else None
+            return rule, [(write.leaf.format(*match.groups(), **groups), layer) for write in rule.writes]
+    return None
+
+
+def exists(place: Place, targets: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    """Whether the model has that leaf and, if it is a stack, that layer."""
+    leaf, layer = place
+    return leaf in targets and (layer is None or (targets[leaf].ndim > 0 and layer < targets[leaf].shape[0]))
 
 
 def _claims(
     rules: Sequence[Rule], sources: Iterable[str], targets: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[Claims, list[str], list[str]]:
     """(leaf, layer) → fills; tensors that no rule or no place in the model knows; tensors known and unused."""
-    patterns = [(re.compile(rule.source), rule) for rule in rules]
-    matches = {
-        name: next(((match, rule) for pattern, rule in patterns if (match := pattern.fullmatch(name))), None)
-        for name in sources
-    }
+    matches = {name: find(rules, name) for name in sources}
     unknown = [name for name, found in matches.items() if found is None]
     known = [(name, *found) for name, found in matches.items() if found is not None]
     claims: Claims = {}
     unused = []
-    for name, match, rule in sorted(known, key=lambda found: found[2].alias):
-        groups = match.groupdict()
-        layer = int(groups["layer"]) if "layer" in groups else None
-        places = [(write.leaf.format(*match.groups(), **groups), layer) for write in rule.writes]
+    for name, rule, places in sorted(known, key=lambda found: found[1].alias):
         if not places or (rule.alias and any(place in claims for place in places)):
             unused.append(name)
-        elif not all(_exists(place, targets) for place in places):
+        elif not all(exists(place, targets) for place in places):
             unknown.append(name)
         else:
             for place, write in zip(places, rule.writes, strict=True):
                 claims.setdefault(place, []).append(Fill(name, write.take, write.slot))
     return claims, unknown, unused
-
-
-def _exists(place: tuple[str, int | None], targets: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
-    leaf, layer = place
-    return leaf in targets and (layer is None or (targets[leaf].ndim > 0 and layer < targets[leaf].shape[0]))
 
 
 def _check(slab: Slab, shape_of: _ShapeOf, problems: dict[str, list[str]]) -> None:
