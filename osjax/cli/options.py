@@ -1,25 +1,20 @@
 """The options of `osjax generate`: a configuration, then `--key value` pairs that change it.
 
-A key is a field of `configs/base.py`: dots reach into sections, dashes equal underscores, and a field whose last name
-is unique may be given by it alone (`--num-steps` is `--sampling_option.num_steps`). Values take the field's type.
+A key is a field of `configs/base.py`; values take the field's type.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
-import math
-import re
-import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
+from osjax.cli.overrides import Field, Fields, flatten, parser_of, run_file
 from osjax.cli.parser import Parser
 from osjax.errors import OsjaxError
 
@@ -74,8 +69,6 @@ HELP = {
 _BY_NAME = frozenset({"sampling_option.resolution", "sampling_option.aspect_ratio"})
 _BY_PIXELS = frozenset({"sampling_option.height", "sampling_option.width"})
 
-_SWITCH = {"true": True, "1": True, "false": False, "0": False}
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -96,11 +89,7 @@ def read(argv: Sequence[str]) -> Options:
     Raises OsjaxError with one line for an unknown configuration or key, a missing value, or one of the wrong type.
     """
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    parser = _parser(load_config(name) if name else None)
-    values, unknown = parser.parse_known_args([_canonical(token) for token in rest])
-    if unknown:
-        raise _unknown(unknown[0])
-    given = vars(values)
+    given = _fields().read(_parser(load_config(name) if name else base.get_config()), rest)
     repeat = given.pop("from", None)
     config = load_config(name or ("256px" if given.get("ckpt_path") else "tiny"))
     for ours, other in ((_BY_NAME, _BY_PIXELS), (_BY_PIXELS, _BY_NAME)):
@@ -117,20 +106,13 @@ def load_config(name: str) -> ConfigDict:
 
     Raises OsjaxError for a file that is missing, does not run, or sets an unknown key or a value of the wrong type.
     """
-    folder = Path(base.__file__).parent
-    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
-    if not path.is_file():
-        names = sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
-        raise OsjaxError(f"no configuration {name!r}: give the path of a .py file, or one of {', '.join(names)}")
-    try:
-        fields = _flatten(runpy.run_path(str(path))["get_config"]())
-    except Exception as error:  # whatever a user's file may raise
-        raise OsjaxError(f"{path} does not run ({type(error).__name__}: {error}): mend its get_config()") from error
+    path, options = run_file(name, Path(base.__file__).parent)
     config = base.get_config()
-    for key, value in fields.items():
-        if key not in _defaults():
-            raise OsjaxError(f"{path} sets an unknown key {key}: did you mean {_nearest(key)}?")
-        if value is None and _defaults()[key] is not None:
+    known = flatten(config.to_dict())
+    for key, value in flatten(options).items():
+        if key not in known:
+            raise OsjaxError(f"{path} sets an unknown key {key}: did you mean {_fields().nearest(key)}?")
+        if value is None and known[key] is not None:
             raise OsjaxError(f"{path} sets {key} to None: give it a value")
         try:
             config.update_from_flattened_dict({key: value})
@@ -149,17 +131,11 @@ def type_of(key: str) -> type:
 
 def markdown() -> str:
     """The options as tables, for docs/cli.md."""
-    lines = []
-    for title, group in HELP.items():
-        lines += [f"### {title.capitalize()}", "", "| option | default | |", "|---|---|---|"]
-        lines += [f"| `--{_short(key)}` | {_shown(_defaults()[key], '`{}`')} | {text} |" for key, text in group.items()]
-        lines.append("")
-    return "\n".join(lines)
+    return _fields().markdown(HELP)
 
 
-def _parser(config: ConfigDict | None) -> Parser:
-    """One option for each key. The help shows the defaults of `config`, or of the base if there is none yet."""
-    defaults = _flatten(config or base.get_config())
+def _parser(config: ConfigDict) -> Parser:
+    """One option for each key. The help shows the defaults of `config`."""
     parser = Parser(
         "osjax generate",
         usage="osjax generate [CONFIG] [--key value ...]",
@@ -168,102 +144,19 @@ def _parser(config: ConfigDict | None) -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--from", metavar="FILE", help="repeat the video in FILE, by the provenance it carries")
-    for title, group in HELP.items():
-        options = parser.add_argument_group(title)
-        for key, text in group.items():
-            options.add_argument(
-                f"--{_short(key)}",
-                dest=key,
-                type=_converter(type_of(key), optional=_defaults()[key] is None),
-                metavar=type_of(key).__name__.upper(),
-                help=(text + _shown(defaults[key], " [{}]")).replace("%", "%%"),
-            )
+    _fields().add_to(parser, HELP, flatten(config.to_dict()))
     return parser
 
 
-def _shown(default: Any, form: str) -> str:
-    """`form` with the default in it, or nothing if there is none to show."""
-    return "" if default in (None, "") else form.format(default)
-
-
-def _converter(kind: type, optional: bool) -> Callable[[str], Any]:
-    """A function from a word of the command line to a value of `kind`, or to None if `optional` and it says None."""
-    parse = {int: _integer, float: _number, bool: _switch, str: _text}[kind]
-    return lambda word: None if optional and word == "None" else parse(word)
-
-
-def _integer(word: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,30}", word):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number")
-    return int(word)
-
-
-def _number(word: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a finite number")
-    return number
-
-
-def _switch(word: str) -> bool:
-    if word.lower() not in _SWITCH:
-        raise argparse.ArgumentTypeError(f"{word!r} is neither True nor False")
-    return _SWITCH[word.lower()]
-
-
-def _text(word: str) -> str:
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"{word!r} is not UTF-8") from error
-    return word
-
-
-def _canonical(token: str) -> str:
-    """`--sampling-option.num-steps=3` → `--num_steps=3`; what is no key stays as it is."""
-    if not token.startswith("--"):
-        return token
-    key, equals, value = token[2:].partition("=")
-    key = key.replace("-", "_")
-    return f"--{_short(key) if key in _defaults() else key}{equals}{value}"
-
-
-def _short(key: str) -> str:
-    """The last name of `key`, if no other key can be meant by it."""
-    name = key.rpartition(".")[2]
-    return name if [other.rpartition(".")[2] for other in _defaults()].count(name) == 1 else key
-
-
-def _unknown(token: str) -> OsjaxError:
-    if not token.startswith("--"):
-        return OsjaxError(f"{token!r} follows no key: put the configuration first, values after keys, both in quotes")
-    key = token[2:].partition("=")[0]
-    return OsjaxError(f"unknown option --{key}: did you mean --{_nearest(key)}?")
-
-
-def _nearest(key: str) -> str:
-    """The known key, long or short, that is most like `key`."""
-    known = sorted({name for full in _defaults() for name in (full, _short(full))})
-    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-
-
 @functools.cache
-def _defaults() -> Mapping[str, Any]:
-    return _flatten(base.get_config())
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"section.name": value} of nested sections."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _fields() -> Fields:
+    defaults = flatten(base.get_config().to_dict())
+    return Fields(
+        {
+            key: Field(parser_of(type_of(key), optional=default is None), type_of(key).__name__, default)
+            for key, default in defaults.items()
+        }
+    )
 
 
 if __name__ == "__main__":
