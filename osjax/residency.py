@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from osjax import adapters
+from osjax.adapters import Adapter
 from osjax.bundle import Bundle, Component
 from osjax.checkpoint import load_component
 from osjax.errors import OsjaxError
+from osjax.models import lora
 from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
@@ -32,6 +35,8 @@ MODELS: dict[str, tuple[type[nnx.Module], type]] = {
     "t5": (T5Encoder, T5Config),
     "clip": (CLIPText, CLIPTextConfig),
 }
+
+_merge = jax.jit(lora.merge, donate_argnums=0)
 
 
 def model_config(component: Component) -> Any:
@@ -51,14 +56,39 @@ def model_config(component: Component) -> Any:
 
 
 class Residency:
-    """The models of one bundle on one mesh, in one dtype."""
+    """The models of one bundle on one mesh, in one dtype. `modules`: those that are in memory already."""
 
-    def __init__(self, bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool):
+    def __init__(
+        self,
+        bundle: Bundle,
+        mesh: Mesh,
+        dtype: jnp.dtype,
+        *,
+        offload: bool,
+        modules: Mapping[str, nnx.Module] | None = None,
+    ):
         self.bundle = bundle
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
         self._offload = offload
-        self._modules: dict[str, nnx.Module] = {}
+        self._modules: dict[str, nnx.Module] = dict(modules or {})
+        self._adapters: tuple[tuple[Adapter, float], ...] = ()
+
+    @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """The LoRAs that the MMDiT has, and their weights."""
+        return self._adapters
+
+    def adapt(self, wanted: Sequence[tuple[Adapter, float]]) -> None:
+        """Gives the MMDiT these LoRAs and no others. Raises OsjaxError for a LoRA of another model.
+
+        It is read from disk again, because what merging rounds away would not come back by subtraction.
+        """
+        for adapter, _ in wanted:
+            adapters.check(adapter, self._abstract("mmdit"))
+        if tuple(wanted) != self._adapters:
+            self._adapters = tuple(wanted)
+            self._modules.pop("mmdit", None)
 
     def config(self, name: str) -> Any:
         """The frozen config of the model `name`."""
@@ -77,8 +107,14 @@ class Residency:
                 self._modules[name] = jax.tree.map(np.asarray, module)
 
     def _load(self, name: str) -> nnx.Module:
+        module = load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)
+        if name != "mmdit" or not self._adapters:
+            return module
+        loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
+        return jax.device_put(_merge(module, lora.stack(loaded)), self._sharding)
+
+    def _abstract(self, name: str) -> nnx.Module:
         component = self.bundle.component(name)
         model_class, _ = MODELS[component.kind]
         config = model_config(component)
-        abstract = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=self.dtype))
-        return load_component(self.bundle.folder(name), abstract, self.dtype, self._sharding)
+        return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=self.dtype))

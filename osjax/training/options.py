@@ -58,11 +58,15 @@ class FlowOptions:
 
 @dataclasses.dataclass(frozen=True)
 class VAEOptions:
-    """Autoencoder: mean absolute and squared error of the pixels, and the KL divergence to a standard normal."""
+    """Autoencoder: mean absolute and squared error of the pixels, and the KL divergence to a standard normal.
+
+    given_share: of the clips whose first latent frame, and of those whose last, is that of the frame encoded alone.
+    """
 
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     kl_weight: float = 1e-6
+    given_share: float = 0.25
 
 
 @dataclasses.dataclass(frozen=True)

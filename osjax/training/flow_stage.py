@@ -1,0 +1,106 @@
+"""Training the MMDiT, alone or with its text encoders, or an adapter of it, by rectified flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from osjax.kernels.attention import Attention
+from osjax.models import lora
+from osjax.models.lora import LoRA
+from osjax.text.tokenize import Tokenizer
+from osjax.training import conditions, sampling, text
+from osjax.training.batches import Encoded, Latents, encode, put, video_of
+from osjax.training.flow import draw, flow_loss, grid_of
+from osjax.training.options import TrainConfig
+from osjax.training.parts import Parts
+from osjax.training.state import Weights
+from osjax.training.streams import Stream
+
+
+class FlowBatch(NamedTuple):
+    """On the mesh: latents, and prompts as token ids or encoded, with the empty prompt of the same kind."""
+
+    latents: Latents
+    prompts: text.Prompts
+    empty: text.Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowStage:
+    """See `osjax.training.loop.Stage`. With an adapter (`adapter`), that is what is trained, the MMDiT being frozen."""
+
+    config: TrainConfig
+    parts: Parts
+    mesh: Mesh
+    stream: Stream
+    attention: Attention
+    tokenizers: Mapping[str, Tokenizer]
+
+    def loss(
+        self, trained: Weights, frozen: Weights, batch: FlowBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        options, modules = self.config.flow, self.modules(trained, frozen)
+        kinds, dropped, noise = jax.random.split(key, 3)
+        model, ratio = modules["mmdit"], modules["vae"].config.time_compression_ratio
+        clean = conditions.condition_clips(batch.latents, options.conditions, ratio, kinds)
+        prompts = text.drop(batch.prompts, batch.empty, dropped, options.text_dropout)
+        grid = grid_of(clean.z_bthwc, model.config.patch_size)
+        loss, _ = flow_loss(
+            model,
+            clean,
+            text.embed(modules, prompts),
+            draw(noise, grid, model.config.latent_channels, len(clean.z_bthwc)),
+            self.attention,
+            remat=self.config.run.remat,
+            loss_on_given=options.loss_on_given,
+        )
+        return loss, {}
+
+    def modules(self, trained: Weights, frozen: Weights) -> dict[str, Any]:
+        """Every module, the MMDiT with its adapter attached if one is trained."""
+        if not self.config.lora.rank:
+            return self.parts.build(trained, frozen)
+        modules = self.parts.build(frozen)
+        return modules | {"mmdit": lora.attach(modules["mmdit"], adapter(trained, self.config))}
+
+    def prepare(self, frozen: Weights, batch: Any) -> FlowBatch:
+        prompts = put(text.tokenized(self.tokenizers, batch.captions), self.mesh)
+        if isinstance(batch, Encoded):
+            latents = put(Latents(batch.z_bthwc, dict(batch.ends)), self.mesh)
+        else:
+            latents = self.encode(frozen, batch)
+        latents = jax.tree.map(lambda each: each.astype(jnp.float32), latents)
+        return FlowBatch(latents, prompts, text.empty_prompt(self.tokenizers))
+
+    def encode(self, frozen: Weights, batch: Any) -> Latents:
+        """Latents of a batch of videos, drawn or read from files."""
+        vae = self.parts.build({name: array for name, array in frozen.items() if name.startswith("vae.")})["vae"]
+        ratio = vae.config.time_compression_ratio
+        kinds = conditions.drawn_kinds(self.config.flow.conditions).values()
+        return _encode(
+            vae, video_of(batch, self.mesh), frozenset(e for k in kinds for e in conditions.ends_of(k, ratio))
+        )
+
+    def samples(self, trained: Weights, frozen: Weights, batch: FlowBatch) -> Iterator[tuple[str, np.ndarray]]:
+        """The prompts of `run.sample_prompts`, drawn by the pipeline that users have."""
+        modules = self.modules(trained, frozen)
+        return sampling.draw_prompts(self.parts, modules, self.mesh, self.config)
+
+    def found(self, trained: Weights, frozen: Weights, batch: FlowBatch) -> dict[str, dict[str, float]]:
+        return {}
+
+
+def adapter(weights: Weights, config: TrainConfig) -> LoRA:
+    """The adapter whose arrays are the weights `lora.…`."""
+    arrays = {name.removeprefix("lora."): array for name, array in weights.items()}
+    return LoRA.of_arrays(arrays, config.lora.alpha / config.lora.rank)
+
+
+_encode = jax.jit(encode, static_argnums=2)

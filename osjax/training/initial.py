@@ -1,0 +1,34 @@
+"""Weights to start from when there is no checkpoint.
+
+The modules draw their own (LeCun normal); this file changes what would keep a transformer from learning well: blocks
+start as the identity, and logits of attention start small.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from osjax import leaves
+from osjax.residency import MODELS
+
+# Modulation and output start at zero: adaLN-Zero (Peebles & Xie 2023, section 3.2).
+_ZERO_IN_MMDIT = re.compile(r"(.*\.mod\.lin|final_layer\.linear)\.(kernel|bias)")
+
+
+def initialise(kind: str, config: Any, key: jax.Array) -> dict[str, jax.Array]:
+    """Leaf name → float32 array, for a new model of that kind."""
+    model_class, _ = MODELS[kind]
+    arrays = leaves.flatten(model_class(config, rngs=nnx.Rngs(key), dtype=jnp.float32))
+    if kind == "mmdit":
+        return {
+            leaf: jnp.zeros_like(array) if _ZERO_IN_MMDIT.fullmatch(leaf) else array for leaf, array in arrays.items()
+        }
+    if kind == "t5":
+        # T5 does not scale q·k: its queries are drawn smaller instead (Raffel et al. 2020, in their code's defaults).
+        return arrays | {"blocks.q.kernel": arrays["blocks.q.kernel"] * config.d_kv**-0.5}
+    return arrays

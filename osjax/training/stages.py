@@ -1,0 +1,113 @@
+"""From a run's config to its stage: models opened, tokenizers made, the stream of batches chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from osjax.errors import OsjaxError
+from osjax.kernels.attention import choose_attention
+from osjax.models import lora
+from osjax.pipeline import DTYPES
+from osjax.training import procedural
+from osjax.training.batches import local_batch
+from osjax.training.buckets import Bucket, make_buckets
+from osjax.training.flow_stage import FlowStage
+from osjax.training.options import TrainConfig
+from osjax.training.parts import Parts, load_weights, named, open_parts
+from osjax.training.state import Weights
+from osjax.training.streams import Stream
+from osjax.training.text import load_tokenizers
+from osjax.training.tokenizers import TRAINERS, train_tokenizer
+from osjax.training.vae_stage import VAEStage
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage. Weights are flat dictionaries, as in `osjax.training.parts`.
+
+    prepare: a batch of the stream as `loss` takes it, on the mesh; samples: named clips, uint8 [T, H, W, 3], to look at;
+    found: component → fields of its config that training has found. The last two see the newest prepared batch.
+    """
+
+    config: TrainConfig
+    parts: Parts
+    stream: Stream
+
+    def loss(
+        self, trained: Weights, frozen: Weights, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
+    def prepare(self, frozen: Weights, batch: Any) -> Any: ...
+    def samples(self, trained: Weights, frozen: Weights, batch: Any) -> Iterator[tuple[str, np.ndarray]]: ...
+    def found(self, trained: Weights, frozen: Weights, batch: Any) -> dict[str, dict[str, float]]: ...
+
+
+def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, Weights, Weights]:
+    """(stage, trained weights, frozen weights). New tokenizers and what is cached go into the run's folder.
+
+    Raises OsjaxError for models, data, sizes or an attention that do not go together.
+    """
+    dtype = _dtype(config)
+    new = _with_tokenizers(config.new, folder)
+    parts = open_parts(config.ckpt_path, new, config.trained, dtype)
+    share = procedural.Share(local_batch(config.run.batch_size, mesh), jax.process_index(), jax.process_count())
+    buckets = make_buckets(config.data.resolution, config.data.aspect_ratios, config.data.num_frames)
+    trained, frozen = load_weights(parts, mesh, jax.random.key(config.run.seed))
+    if config.stage == "vae":
+        return VAEStage(config, parts, mesh, _videos(config, buckets, share)), trained, frozen
+    if config.lora.rank:
+        trained, frozen = _adapter(config, parts), trained | frozen
+    width = parts.modules["mmdit"].config.head_dim
+    _, attention = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, width, gradient=True)
+    stage = FlowStage(
+        config, parts, mesh, _videos(config, buckets, share), attention, load_tokenizers(parts.components)
+    )
+    return _encoded_once(stage, frozen, buckets, share), trained, frozen
+
+
+def _dtype(config: TrainConfig) -> jnp.dtype:
+    if config.run.dtype not in DTYPES:
+        raise OsjaxError(f"unknown dtype {config.run.dtype!r}: use one of {', '.join(DTYPES)}")
+    return DTYPES[config.run.dtype]
+
+
+def _with_tokenizers(new: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+    """The new components; text encoders that name no tokenizer get one that is trained on the shapes' captions."""
+    made = {}
+    for name, options in new.items():
+        made[name] = dict(options)
+        if options.get("kind") in TRAINERS and options.get("tokenizer") is None:
+            place = folder / "tokenizers" / name
+            train_tokenizer(options["kind"], options["vocab_size"], place)
+            made[name]["tokenizer"] = str(place)
+    return made
+
+
+def _adapter(config: TrainConfig, parts: Parts) -> Weights:
+    options = config.lora
+    key = jax.random.key(config.run.seed)
+    return named("lora", lora.init(parts.modules["mmdit"], options.rank, options.alpha, options.targets, key).arrays)
+
+
+def _videos(config: TrainConfig, buckets: tuple[Bucket, ...], share: procedural.Share) -> Stream:
+    if config.data.path is None:
+        return procedural.drawn_stream(config.data, buckets, share, config.run.seed)
+    from osjax.training.loader import open_loader  # here, since it needs the packages of the extra `train`
+
+    return open_loader(config.data, buckets, share.clips, config.run.seed, share.index, share.count)
+
+
+def _encoded_once(stage: FlowStage, frozen: Weights, buckets: tuple[Bucket, ...], share: procedural.Share) -> FlowStage:
+    """The stage on shapes that are encoded before training starts, if the config limits how many there are."""
+    data, seed = stage.config.data, stage.config.run.seed
+    if data.path is not None or not data.clips:
+        return stage
+    shelves = procedural.encoded_shelves(data, buckets, share, seed, lambda batch: stage.encode(frozen, batch))
+    stage.stream.close()
+    return dataclasses.replace(stage, stream=procedural.encoded_stream(shelves, data, share.clips, seed))

@@ -1,0 +1,61 @@
+"""Training the autoencoder on clips."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from osjax.media import to_uint8
+from osjax.models.hunyuan_vae import HunyuanVAE
+from osjax.training.autoencode import latent_scale, vae_loss
+from osjax.training.batches import video_of
+from osjax.training.options import TrainConfig
+from osjax.training.parts import Parts
+from osjax.training.state import Weights
+from osjax.training.streams import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEStage:
+    """See `osjax.training.loop.Stage`."""
+
+    config: TrainConfig
+    parts: Parts
+    mesh: Mesh
+    stream: Stream
+
+    def loss(
+        self, trained: Weights, frozen: Weights, video_bthwc: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        vae = self.parts.build(trained)["vae"]
+        return vae_loss(vae, video_bthwc, key, self.config.vae)
+
+    def prepare(self, frozen: Weights, batch: Any) -> jax.Array:
+        return video_of(batch, self.mesh)
+
+    def samples(self, trained: Weights, frozen: Weights, video_bthwc: jax.Array) -> Iterator[tuple[str, np.ndarray]]:
+        """A clip beside what is left of it after encoding and decoding."""
+        again_bthwc = _reconstruct(self.parts.build(trained)["vae"], video_bthwc[:1])
+        pair_bthwc = jnp.concatenate([video_bthwc[:1], again_bthwc], axis=3)
+        yield "reconstruction", np.asarray(to_uint8(pair_bthwc[0]))
+
+    def found(self, trained: Weights, frozen: Weights, video_bthwc: jax.Array) -> dict[str, dict[str, float]]:
+        """The scale of the latents."""
+        vae = self.parts.build(trained)["vae"]
+        return {"vae": latent_scale(_encode(vae, video_bthwc), vae.config.scale_factor, vae.config.shift_factor)}
+
+
+@jax.jit
+def _encode(vae: HunyuanVAE, video_bthwc: jax.Array) -> jax.Array:
+    return vae.encode(video_bthwc.astype(vae.encoder.conv_in.kernel.dtype))
+
+
+@jax.jit
+def _reconstruct(vae: HunyuanVAE, video_bthwc: jax.Array) -> jax.Array:
+    return vae.decode(_encode(vae, video_bthwc)).astype(jnp.float32)
