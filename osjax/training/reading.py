@@ -23,7 +23,7 @@ LEAST_AREA = 0.003  # square sides; the smallest thing has twice as much
 LEAST_REVERSAL = 0.09  # sides that what bounces at score 1 goes back by at least
 # Modulus of the moment that `Track.symmetry` holds, of each shape at its own number of tips; of other shapes it is 0.
 SYMMETRY = {"triangle": 0.66, "square": 0.43, "star": 0.85}
-_CIRCLE = np.ones((1, 3, 3), bool)
+_SQUARE = np.ones((1, 3, 3), bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,22 +100,27 @@ def find_things(video: np.ndarray, fps: float = 24) -> tuple[np.ndarray, list[Tr
 def _follow(pixels: np.ndarray, ground: np.ndarray, mine: np.ndarray, free: np.ndarray, fps: float) -> Track:
     """The track of the thing whose pixels are `mine` [T, H, W]; `free` are those that are no other thing's."""
     side = min(pixels.shape[1:3])
-    core = ndimage.binary_erosion(mine, _CIRCLE)
+    core = ndimage.binary_erosion(mine, _SQUARE)
     rgb = np.median(pixels[core if core.any() else mine], axis=0)
-    seen = np.flatnonzero(mine.any(axis=(1, 2)))
-    part = (pixels[seen] - ground) @ (rgb - ground) / np.sum((rgb - ground) ** 2)
-    around = ndimage.binary_dilation(mine, _CIRCLE, iterations=2) & free
+    frame, y, x = np.nonzero(ndimage.binary_dilation(mine, _SQUARE, iterations=2) & free)
+    part = (pixels[frame, y, x] - ground) @ (rgb - ground) / np.sum((rgb - ground) ** 2)
     # Steeper than the edge is drawn: the level of a half stays where it is, noise on either side is cut off.
-    cover = np.clip(2 * part - 0.5, 0, 1) * around[seen]
-    area = cover.sum(axis=(1, 2))
-    y, x = np.mgrid[: pixels.shape[1], : pixels.shape[2]] + 0.5
-    centre = np.stack([(cover * x).sum(axis=(1, 2)), (cover * y).sum(axis=(1, 2))], axis=-1) / area[:, None]
-    z = (x - centre[:, 0, None, None]) + 1j * (y - centre[:, 1, None, None])
+    cover = np.clip(2 * part - 0.5, 0, 1)
+
+    def by_frame(points: np.ndarray) -> np.ndarray:
+        return np.bincount(frame, points.real) + 1j * np.bincount(frame, points.imag)
+
+    area = by_frame(cover).real
+    seen = np.flatnonzero(area)
+    points = x + 0.5 + 1j * (y + 0.5)
+    centre = by_frame(cover * points)[seen] / area[seen]
+    z = points - centre[np.searchsorted(seen, frame)]
     symmetry = {}
     for shape in SYMMETRY:
         powers = cover * z ** TIPS[shape]
-        symmetry[shape] = powers.sum(axis=(1, 2)) / np.abs(powers).sum(axis=(1, 2))
-    return Track(rgb, seen / (fps * SECONDS), centre / side, area / side**2, symmetry)
+        symmetry[shape] = by_frame(powers)[seen] / by_frame(np.abs(powers)).real[seen]
+    centre = np.stack([centre.real, centre.imag], axis=-1)
+    return Track(rgb, seen / (fps * SECONDS), centre / side, area[seen] / side**2, symmetry)
 
 
 def _describe(track: Track) -> Seen:

@@ -202,7 +202,10 @@ def _place(things: list[Thing], score: int, rng: np.random.Generator) -> tuple[T
     paths, starts = [], []
     for thing in things:
         centre, radius, _ = trajectory(dataclasses.replace(thing, x=0.0, y=0.0), score, _MOMENTS)
-        low, high = (radius[:, None] - centre).max(axis=0), 1 - (radius[:, None] + centre).max(axis=0)
+        reach = centre  # what bounces is given its whole track, because it may turn around between two moments
+        if thing.motion == "bouncing":
+            reach = np.outer((thing.first, thing.first - thing.band), thing.heading)
+        low, high = radius.max() - reach.min(axis=0), 1 - radius.max() - reach.max(axis=0)
         starts.append(rng.uniform(low, high, (_PLACES_TRIED, 2)))
         paths.append((centre + starts[-1][:, None], radius))
     free = np.ones(_PLACES_TRIED, bool)
