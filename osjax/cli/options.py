@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +88,8 @@ def read(argv: Sequence[str]) -> Options:
     Raises OsjaxError with one line for an unknown configuration or key, a missing value, or one of the wrong type.
     """
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    given = _fields().read(_parser(load_config(name) if name else base.get_config()), rest)
+    fields = _fields(load_config(name) if name else base.get_config())
+    given = fields.read(_parser(fields), rest)
     repeat = given.pop("from", None)
     config = load_config(name or ("256px" if given.get("ckpt_path") else "tiny"))
     for ours, other in ((_BY_NAME, _BY_PIXELS), (_BY_PIXELS, _BY_NAME)):
@@ -111,7 +111,7 @@ def load_config(name: str) -> ConfigDict:
     known = flatten(config.to_dict())
     for key, value in flatten(options).items():
         if key not in known:
-            raise OsjaxError(f"{path} sets an unknown key {key}: did you mean {_fields().nearest(key)}?")
+            raise OsjaxError(f"{path} sets an unknown key {key}: did you mean {_fields(config).nearest(key)}?")
         if value is None and known[key] is not None:
             raise OsjaxError(f"{path} sets {key} to None: give it a value")
         try:
@@ -131,11 +131,10 @@ def type_of(key: str) -> type:
 
 def markdown() -> str:
     """The options as tables, for docs/cli.md."""
-    return _fields().markdown(HELP)
+    return _fields(base.get_config()).markdown(HELP)
 
 
-def _parser(config: ConfigDict) -> Parser:
-    """One option for each key. The help shows the defaults of `config`."""
+def _parser(fields: Fields) -> Parser:
     parser = Parser(
         "osjax generate",
         usage="osjax generate [CONFIG] [--key value ...]",
@@ -144,17 +143,17 @@ def _parser(config: ConfigDict) -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--from", metavar="FILE", help="repeat the video in FILE, by the provenance it carries")
-    _fields().add_to(parser, HELP, flatten(config.to_dict()))
+    fields.add_to(parser, HELP)
     return parser
 
 
-@functools.cache
-def _fields() -> Fields:
-    defaults = flatten(base.get_config().to_dict())
+def _fields(config: ConfigDict) -> Fields:
+    values = flatten(config.to_dict())
+    optional = {key for key, default in flatten(base.get_config().to_dict()).items() if default is None}
     return Fields(
         {
-            key: Field(parser_of(type_of(key), optional=default is None), type_of(key).__name__, default)
-            for key, default in defaults.items()
+            key: Field(parser_of(type_of(key), key in optional), type_of(key).__name__, value)
+            for key, value in values.items()
         }
     )
 

@@ -30,8 +30,8 @@ _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 class Field:
     """What a key takes.
 
-    parse: from a word to the value, or argparse.ArgumentTypeError; kind: the values' type in words, for the help;
-    whole: the key is always given in full, because its last name is the user's own.
+    parse: from a word to the value, or argparse.ArgumentTypeError; kind: the value's type, as the help calls it;
+    default: the configuration's; whole: the key is always given in full, because its last name is the user's own.
     """
 
     parse: Callable[[str], Any]
@@ -54,19 +54,16 @@ class Fields:
             raise self._unknown(unknown[0])
         return vars(values)
 
-    def add_to(self, parser: Parser, texts: Help, defaults: Mapping[str, Any]) -> None:
-        """One option for each key. The help shows `defaults`."""
+    def add_to(self, parser: Parser, texts: Help) -> None:
+        """One option for each key; the help shows those that have a text."""
+        hidden = self._fields.keys() - {key for group in texts.values() for key in group}
         for title, group in texts.items():
             options = parser.add_argument_group(title)
             for key, text in group.items():
-                field = self._fields[key]
-                options.add_argument(
-                    f"--{self.short(key)}",
-                    dest=key,
-                    type=field.parse,
-                    metavar=field.kind.upper(),
-                    help=(text + _shown(defaults[key], " [{}]")).replace("%", "%%"),
-                )
+                default = _shown(self._fields[key].default, " [{}]")
+                self._add(options, key, help=(text + default).replace("%", "%%"))
+        for key in hidden:
+            self._add(parser, key, help=argparse.SUPPRESS)
 
     def markdown(self, texts: Help) -> str:
         """The keys as tables, for docs/cli.md."""
@@ -87,6 +84,10 @@ class Fields:
         """The known key, long or short, that is most like `key`."""
         known = sorted({name for full in self._fields for name in (full, self.short(full))})
         return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+
+    def _add(self, options: argparse._ActionsContainer, key: str, help: str) -> None:
+        field = self._fields[key]
+        options.add_argument(f"--{self.short(key)}", dest=key, type=field.parse, metavar=field.kind.upper(), help=help)
 
     def _canonical(self, token: str) -> str:
         """`--sampling-option.num-steps=3` → `--num_steps=3`; what is no key stays as it is."""
