@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
             "batch_size": 1,
             # with what
             "ckpt_path": placeholder(str),
+            "lora": placeholder(str),
             "dtype": "bf16",
             "mesh": "data=1,seq=1",
             "attention": "auto",

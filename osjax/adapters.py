@@ -1,4 +1,4 @@
-"""LoRAs on disk, and how they are named on the command line.
+"""LoRAs on disk.
 
     LORA/
       lora.json      format, version, osjax, scale, base (config of the model it is for), projections (their shapes),
@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,32 +134,9 @@ def check(adapter: Adapter, model: nnx.Module) -> None:
         ) from error
 
 
-def parse(text: str) -> tuple[tuple[str, float], ...]:
-    """`PATH:WEIGHT;PATH…` → (path, weight) for each; a weight left out is 1. Raises OsjaxError for another weight.
-
-    What stands behind the last colon is a weight, unless the whole is a path that exists.
-    """
-    return tuple(_parse_one(part.strip()) for part in text.split(";") if part.strip())
-
-
-def _parse_one(text: str) -> tuple[str, float]:
-    path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return text, 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if math.isfinite(number):
-        return path, number
-    if Path(path).exists():
-        raise OsjaxError(f"the weight {weight!r} of LoRA {path} is no finite number: give one such as {path}:0.8")
-    return text, 1.0
-
-
 def _no_lora(path: Path) -> OsjaxError:
     if not path.exists():
-        return OsjaxError(f"no LoRA at {path}: check the path")
+        return OsjaxError(f"no LoRA at {path}: check the path (a weight is written PATH:0.8)")
     if path.is_file() or any(path.glob("adapter_*")):
         return OsjaxError(f"{path} is no LoRA of osjax: make one of it with osjax convert {path} FOLDER")
     return OsjaxError(f"{path} is no LoRA (no readable {MANIFEST}): give the folder that osjax wrote")

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from osjax import provenance
+from osjax import adapters, provenance
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
@@ -100,13 +101,14 @@ class Pipeline:
         dtype: str = "bf16",
         offload: bool = False,
         attention: str = "auto",
+        lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
         progress: bool = True,
     ) -> Pipeline:
         """Opens a bundle (None is the embedded tiny one); weights are read when they are first needed.
 
         mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; offload: parts that are not in
-        use wait in host memory; attention: an implementation by name; progress: bars on standard error.
-        Raises OsjaxError for a bundle, mesh, dtype or attention that cannot be used here.
+        use wait in host memory; attention: an implementation by name; lora: as in `use_lora`; progress: bars on
+        standard error. Raises OsjaxError for a bundle, mesh, dtype, attention or LoRA that cannot be used here.
         """
         if dtype not in DTYPES:
             raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -115,7 +117,7 @@ class Pipeline:
         residency = Residency(bundle, devices, DTYPES[dtype], offload=offload)
         width = residency.config("mmdit").head_dim
         chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype], width)
-        return cls(
+        pipeline = cls(
             residency=residency,
             where=Where(devices, attend),
             attention=chosen,
@@ -123,6 +125,25 @@ class Pipeline:
             label="embedded tiny bundle" if path is None else Path(path).resolve().name,
             progress=progress,
         )
+        pipeline.use_lora(lora)
+        return pipeline
+
+    def use_lora(self, lora: Sequence[tuple[str | os.PathLike[str], float]] = ()) -> None:
+        """From now on draws with these LoRAs, each the folder of one and its weight, and with no others.
+
+        They are merged into the weights when those are next needed; without any, the weights are the bundle's again,
+        to the bit. Raises OsjaxError for what is no LoRA, one of another model, or a weight that is not finite.
+        """
+        for path, weight in lora:
+            if not math.isfinite(weight):
+                raise OsjaxError(f"the weight of LoRA {path} is {weight}: give a finite number such as 0.8")
+        self.residency.adapt([(adapters.read(path), float(weight)) for path, weight in lora])
+
+    @property
+    def loras(self) -> tuple[provenance.UsedLoRA, ...]:
+        """The LoRAs in use, as provenance tells them."""
+        used = self.residency.adapters
+        return tuple(provenance.UsedLoRA(adapter.name, weight, adapter.sha256) for adapter, weight in used)
 
     @property
     def bundle(self) -> Bundle:
@@ -282,6 +303,7 @@ class Pipeline:
             batch_size=len(requests),
             batch_index=index,
             request=dataclasses.asdict(request),
+            loras=self.loras,
         )
 
 

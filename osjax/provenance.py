@@ -36,13 +36,22 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
+class UsedLoRA:
+    """A LoRA: the name of its folder, the weight it had, and the SHA-256 of its arrays."""
+
+    name: str
+    weight: float
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Provenance:
     """Everything needed to draw a video again, and what drawing it took.
 
     prompt, prompt_used: as the user gave it, and with refinement, frame rate and motion score added.
     guidance: the options of classifier-free guidance by name; request: every option of the request by name.
     seconds: wall time by stage; mesh: devices by axis; device: their kind, as JAX names it.
-    bundle, bundle_sha256: the model's label and the digest of its description.
+    bundle, bundle_sha256: the model's label and the digest of its description; loras: what was merged into it.
     attention: the implementation chosen; batch_size, batch_index: how many were drawn together, and its place among
     them: the last bits depend on the shapes of the arrays.
     frames_sha256: of the uint8 frames before encoding ([T, H, W, 3], row-major); equal digests are equal pictures.
@@ -73,6 +82,7 @@ class Provenance:
     batch_size: int
     batch_index: int
     request: Mapping[str, Any]
+    loras: tuple[UsedLoRA, ...] = ()
     frames_sha256: str = ""
 
     def to_json(self) -> str:
@@ -85,7 +95,8 @@ class Provenance:
         values = json.loads(text)
         try:
             refs = tuple(Reference(**ref) for ref in values.pop("refs"))
-            return cls(**values, refs=refs)
+            loras = tuple(UsedLoRA(**each) for each in values.pop("loras", ()))
+            return cls(**values, refs=refs, loras=loras)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError("not the fields of a provenance") from error
 

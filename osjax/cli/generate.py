@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
-_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "offload"})
+_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What draws: the arguments of `Pipeline.load`. path: of a bundle, or None for the embedded one."""
+    """What draws: the arguments of `Pipeline.load`. path: of a bundle, or None for the embedded one; lora: folders
+    and weights."""
 
     path: str | None
+    lora: tuple[tuple[str, float], ...]
     mesh: str
     dtype: str
     offload: bool
@@ -56,11 +58,11 @@ class Plan:
     batch_size: int
     origin: provenance.Provenance | None = None
 
-    def missing(self, group: Sequence[Job], bundle_sha256: str) -> list[int]:
+    def missing(self, group: Sequence[Job], pipeline: Pipeline) -> list[int]:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
         if self.origin:
             return [self.origin.batch_index]
-        return [place for place, job in enumerate(group) if not is_made(job, bundle_sha256, self.model.dtype)]
+        return [place for place, job in enumerate(group) if not is_made(job, pipeline)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,7 +81,8 @@ def plan(config: ConfigDict) -> Plan:
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
     folder = Path(config.save_dir) / _folder(config.sampling_option)
     jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
-    model = Model(config.ckpt_path, config.mesh, config.dtype, config.offload, config.attention)
+    lora = parse_lora(config.lora or "")
+    model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
     return Plan(model, jobs, config.batch_size)
 
 
@@ -101,7 +104,8 @@ def plan_repeat(read: options.Options) -> Plan:
     mesh = ",".join(f"{axis}={size}" for axis, size in origin.mesh.items())
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
-    model = Model(config.ckpt_path, mesh, origin.dtype, config.offload, origin.attention)
+    lora = parse_lora(config.lora or "")
+    model = Model(config.ckpt_path, lora, mesh, origin.dtype, config.offload, origin.attention)
     # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
     return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)
 
@@ -113,6 +117,9 @@ def run(plan: Plan) -> None:
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
         raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
+    if plan.origin and _digests(plan.origin.loras) != _digests(pipeline.loras):
+        used = ", ".join(f"{each.name} of weight {each.weight:g}" for each in plan.origin.loras) or "no LoRA"
+        raise OsjaxError(f"the video was made with {used}: give --lora to match")
     for job in plan.jobs:
         pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
     for folder in {job.stem.parent for job in plan.jobs}:
@@ -126,7 +133,7 @@ def run(plan: Plan) -> None:
 def _draw(plan: Plan, pipeline: Pipeline) -> None:
     # Groups stay as they are, however many of their videos are made already: the last bits depend on a group's size.
     groups = [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
-    missing = [plan.missing(group, pipeline.bundle.digest) for group in groups]
+    missing = [plan.missing(group, pipeline) for group in groups]
     total = sum(map(len, missing))
     if total < len(plan.jobs) and not plan.origin:
         _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
@@ -144,8 +151,8 @@ def _draw(plan: Plan, pipeline: Pipeline) -> None:
         done += len(places)
 
 
-def is_made(job: Job, bundle_sha256: str, dtype: str) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request with the same bundle and dtype."""
+def is_made(job: Job, pipeline: Pipeline) -> bool:
+    """Whether the job's video is there, whole, and was made for the same request with the same weights and dtype."""
     if not provenance.is_finished(job.stem, job.request.num_frames):
         return False
     try:
@@ -153,7 +160,29 @@ def is_made(job: Job, bundle_sha256: str, dtype: str) -> bool:
     except OsjaxError:  # a file of another program's: ours takes its place
         return False
     asked = json.loads(json.dumps(dataclasses.asdict(job.request)))  # tuples as JSON has them
-    return (found.request, found.bundle_sha256, found.dtype) == (asked, bundle_sha256, dtype)
+    made = found.request, found.bundle_sha256, found.dtype, _digests(found.loras)
+    return made == (asked, pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras))
+
+
+def parse_lora(text: str) -> tuple[tuple[str, float], ...]:
+    """`PATH:WEIGHT;PATH…` → (path, weight) of each; a weight left out is 1.
+
+    What stands behind the last colon is the weight if it is a number, unless the whole is a path that exists.
+    """
+    return tuple(_parse_one_lora(part.strip()) for part in text.split(";") if part.strip())
+
+
+def _parse_one_lora(text: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if path and not Path(text).exists() else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def _digests(loras: Sequence[provenance.UsedLoRA]) -> list[tuple[str, float]]:
+    """What decides the weights: folders may be renamed."""
+    return [(each.sha256, each.weight) for each in loras]
 
 
 def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:

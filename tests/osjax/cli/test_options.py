@@ -41,6 +41,7 @@ RUNBOOK = {
     "--end_index": ("end_index", "4", 4),
     "--fps_save": ("fps_save", "16", 16),
     "--ckpt_path": ("ckpt_path", "bundle", "bundle"),
+    "--lora": ("lora", "style:0.8;other", "style:0.8;other"),
     "--mesh": ("mesh", "data=2,seq=4", "data=2,seq=4"),
     "--attention": ("attention", "reference", "reference"),
     "--sample-posterior": ("sample_posterior", "1", True),
