@@ -124,7 +124,7 @@ def plan_outputs(rows: Sequence[Row], *, fallback: str, samples: int = 1) -> lis
             raise OsjaxError(f"{rows_named} would both be written to {output.name!r}: rename one in the name column")
     for row in rows:
         for ref in row.refs:
-            if not Path(ref).is_file():
+            if not os.path.isfile(ref):  # which, unlike Path's, is False for names that no file can have
                 raise OsjaxError(f"row {row.index}: no such reference: {ref}: correct its path")
     return outputs
 
@@ -163,5 +163,5 @@ def _row(folder: Path, index: int, values: Mapping[str, str]) -> Row:
 
 def resolve(ref: str, folder: Path) -> str:
     """A path in a table that stands in `folder`: of the working directory, or if it is only there, beside the table."""
-    beside = folder / ref
-    return str(beside) if not Path(ref).exists() and beside.exists() else ref
+    beside = str(folder / ref)
+    return beside if not os.path.exists(ref) and os.path.exists(beside) else ref

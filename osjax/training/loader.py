@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,11 +20,9 @@ from osjax.training.clips import BrokenClip, Cut, read_cut
 from osjax.training.options import DataOptions
 from osjax.training.order import Order, Place
 from osjax.training.streams import Indexed
-from osjax.training.table import Clip, read_table
+from osjax.training.table import Clip, listed, read_table
 
 T = TypeVar("T")
-
-_NAMED = 20  # files in one line of the log; more would hide what it says
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class Loader(Indexed[Batch]):
         super().close()
         self._pool.shutdown()
         if self.broken:
-            _log.warning("%d files could not be used: %s", len(self.broken), _listed(self.broken))
+            _log.warning("files that could not be used: %d, being %s", len(self.broken), listed(self.broken))
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(repr((self._order, self._members)).encode()).hexdigest()
@@ -224,11 +222,5 @@ def _report(found: Sorted, clips: Sequence[Clip], buckets: Sequence[Bucket]) -> 
         _log.info("%s: %d clips", bucket, len(indices))
     for indices, reason in ((found.too_short, "too short"), (found.too_small, "too small")):
         if indices:
-            names = _listed([clips[index].path for index in indices])
+            names = listed([clips[index].path for index in indices])
             _log.warning("%d of %d clips are left out, being %s: %s", len(indices), len(clips), reason, names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

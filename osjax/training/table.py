@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +27,10 @@ from osjax.training.clips import BrokenClip, measure
 
 REQUIRED = ("path", "text")
 MEASURED = ("num_frames", "height", "width", "fps")
-COLUMNS = (*REQUIRED, *MEASURED, "motion_score")
+NUMBERS = (*MEASURED, "motion_score")
+COLUMNS = (*REQUIRED, *NUMBERS)
 _WHOLE = frozenset({"num_frames", "height", "width"})
+_LISTED = 20
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of a table, or a file on its way into one. known: some of MEASURED and motion_score."""
+    """A row of a table, or a file on its way into one. known: some of NUMBERS."""
 
     path: str
     text: str
@@ -70,7 +72,7 @@ def read_table(path: str | os.PathLike[str], *, workers: int = 8, progress: bool
     entries = []
     for where, values in rows:
         try:
-            entries.append(_entry(path.parent, values))
+            entries.append(entry(path.parent, values))
         except OsjaxError as error:
             raise OsjaxError(f"{where}: {error}") from error
     if not entries:
@@ -79,6 +81,13 @@ def read_table(path: str | os.PathLike[str], *, workers: int = 8, progress: bool
     if not clips:
         raise OsjaxError(f"none of the {len(entries)} files in {path} can be read: check that its paths are right")
     return clips
+
+
+def entry(folder: Path, values: Mapping[str, Any]) -> Entry:
+    """A row of a table in `folder`, by its columns. Raises OsjaxError for what is no path, caption or number."""
+    path, text = (_words(name, values.get(name)) for name in REQUIRED)
+    numbers = {name: _number(name, values.get(name)) for name in NUMBERS}
+    return Entry(resolve(path, folder), text, {name: number for name, number in numbers.items() if number is not None})
 
 
 def complete(entries: Sequence[Entry], *, workers: int = 8, progress: bool = True) -> list[Clip]:
@@ -112,6 +121,12 @@ def write_table(path: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def listed(names: Collection[str]) -> str:
+    """Names for a line of the log, no more of them than a reader wants."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(list(names)[:_LISTED]) + more
 
 
 def _is_known(entry: Entry) -> bool:
@@ -149,12 +164,6 @@ def _pyarrow(path: Path) -> ModuleType:
     except ImportError as error:
         raise OsjaxError(f"{path} needs pyarrow: pip install osjax[train], or use a CSV") from error
     return pyarrow
-
-
-def _entry(folder: Path, values: Mapping[str, Any]) -> Entry:
-    path, text = (_words(name, values[name]) for name in REQUIRED)
-    numbers = {name: _number(name, values[name]) for name in (*MEASURED, "motion_score")}
-    return Entry(resolve(path, folder), text, {name: number for name, number in numbers.items() if number is not None})
 
 
 def _words(name: str, value: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osjax.batch import Output, Row, plan_outputs, read_csv, select, split_refs
+from osjax.batch import Output, Row, plan_outputs, read_csv, resolve, select, split_refs
 from osjax.errors import OsjaxError
 
 # All that UTF-8 can hold. Python's csv cannot write NUL in every version.
@@ -118,6 +118,14 @@ def test_references_are_found_in_the_working_directory_then_beside_the_csv(tmp_p
     assert beside.refs == ("both.png", str(tmp_path / "csv" / "beside.png"))
     assert missing.refs == ("none.png",)
     assert absolute.refs == (str(tmp_path / "csv" / "both.png"),)
+
+
+def test_a_reference_that_no_file_can_be_named(tmp_path):
+    """What the file system would refuse as a name is a missing reference like any other."""
+    for name in ("x" * 5000, "nul\0"):
+        assert resolve(name, tmp_path) == name
+        with pytest.raises(OsjaxError, match="row 0: no such reference"):
+            plan_outputs([Row(0, "a", (name,))], fallback="p")
 
 
 def test_split_refs():
