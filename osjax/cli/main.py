@@ -41,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: Sequence[str]) -> int:
     parser = Parser("osjax", description="Open-Sora 2.0 in JAX: text, images and clips to video.")
     parser.add_argument("--version", action="version", version=f"osjax {importlib.metadata.version('osjax')}")
-    commands = {"generate": _generate, "convert": _convert, "info": _info}
+    commands = {"generate": _generate, "train": _train, "convert": _convert, "info": _info}
     parser.add_argument(
-        "command", choices=commands, help="generate: make videos; convert: PyTorch checkpoints to a bundle; info: tell"
+        "command",
+        choices=commands,
+        help="generate: make videos; train: fit a model; convert: PyTorch checkpoints to a bundle; info: tell",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`osjax COMMAND --help` lists them")
     args = parser.parse_args(argv)
@@ -55,6 +57,13 @@ def _generate(argv: Sequence[str]) -> int:
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
     return generate.main(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    from osjax.cli import train
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
+    return train.main(argv)
 
 
 def _convert(argv: Sequence[str]) -> int:

@@ -149,14 +149,12 @@ def _parser(fields: Fields) -> Parser:
 
 
 def _fields(config: ConfigDict) -> Fields:
-    values = flatten(config.to_dict())
     optional = {key for key, default in flatten(base.get_config().to_dict()).items() if default is None}
-    return Fields(
-        {
-            key: Field(parser_of(type_of(key), key in optional), type_of(key).__name__, value)
-            for key, value in values.items()
-        }
-    )
+    fields = {}
+    for key, value in flatten(config.to_dict()).items():
+        kind = type_of(key)
+        fields[key] = Field(parser_of(kind, key in optional), kind.__name__, value)
+    return Fields(fields)
 
 
 if __name__ == "__main__":

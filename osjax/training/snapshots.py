@@ -139,6 +139,11 @@ class Snapshots:
             ) from error
 
 
+def exists(folder: Path) -> bool:
+    """Whether a run has used the folder."""
+    return (folder / _CONFIG).exists()
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old -> new` for each option that differs and can change the weights that come out.
 
