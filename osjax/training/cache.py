@@ -62,10 +62,11 @@ class Cache:
 
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes an entry, whole or not at all. Raises OsjaxError for what the disk refuses."""
+        # The format takes the memory of an array as it lies, whatever its strides.
+        content = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         try:
             with replacing(self._path(key)) as temporary:
-                # The writer takes the memory of an array as it lies, whatever its strides.
-                safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, temporary)
+                temporary.write_bytes(content)
         except OsjaxError as error:
             # Another process that writes the same entry takes the unfinished file for a leftover.
             if not isinstance(error.__cause__, FileNotFoundError):
@@ -79,7 +80,7 @@ def clip_key(path: str | os.PathLike[str], cut: Cut, height: int, width: int) ->
     """The key of what is made from a cut of a file at that size. Raises BrokenClip if the file is gone."""
     try:
         status = os.stat(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError for a name with a zero byte
         raise BrokenClip(path, "does not exist") from error
     content = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     return _digest(repr((content, cut, height, width)))

@@ -116,7 +116,7 @@ class Loader(Indexed[Batch]):
         super().close()
         self._pool.shutdown()
         if self.broken:
-            _log.warning("files that could not be used: %d, being %s", len(self.broken), listed(self.broken))
+            _log.warning("%d files could not be used: %s", len(self.broken), listed(self.broken))
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(repr((self._order, self._members)).encode()).hexdigest()

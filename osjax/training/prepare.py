@@ -43,7 +43,9 @@ def prepare(
         raise OsjaxError(f"{folder} holds no clips: put {', '.join(sorted(VIDEO_SUFFIXES))} files there")
     clips = complete(_captioned(folder, files), workers=workers, progress=progress)
     if not clips:
-        raise OsjaxError(f"none of the {len(files)} clips in {folder} can be used: give each a caption, in NAME.txt")
+        raise OsjaxError(
+            f"no clip in {folder} has a caption and can be read: write captions into NAME.txt, mend the files"
+        )
     write_table(table, [dataclasses.replace(clip, path=_as_written(clip.path, table)) for clip in clips])
     return table
 
@@ -69,7 +71,8 @@ def _listed_captions(folder: Path) -> dict[Path, Values]:
     if as_json.exists():
         captions = _read_json(as_json)
         if not isinstance(captions, dict):
-            raise OsjaxError(f"{as_json} is no object: write {{path: text, …}}")
+            kind = type(captions).__name__
+            raise OsjaxError(f"{as_json} is a {kind}: write an object of paths and captions")
         return {folder / name: _values(caption) for name, caption in captions.items()}
     return {}
 
