@@ -118,7 +118,8 @@ def _follow(pixels: np.ndarray, ground: np.ndarray, mine: np.ndarray, free: np.n
     symmetry = {}
     for shape in SYMMETRY:
         powers = cover * z ** TIPS[shape]
-        symmetry[shape] = by_frame(powers)[seen] / by_frame(np.abs(powers)).real[seen]
+        whole = by_frame(np.abs(powers)).real[seen]
+        symmetry[shape] = by_frame(powers)[seen] / np.maximum(whole, 1e-9)  # 0 for a single pixel
     centre = np.stack([centre.real, centre.imag], axis=-1)
     return Track(rgb, seen / (fps * SECONDS), centre / side, area[seen] / side**2, symmetry)
 
