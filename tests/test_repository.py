@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from osjax.cli import options
+from osjax.cli import options, train_options
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("osjax", "convert", "configs", "launch", "tests", "notebooks")
@@ -58,8 +58,9 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_the_options_page_is_current():
-    assert options.markdown() in (ROOT / "docs" / "cli.md").read_text(), "paste in: python -m osjax.cli.options"
+@pytest.mark.parametrize("module", [options, train_options], ids=lambda module: module.__name__)
+def test_the_options_page_is_current(module):
+    assert module.markdown() in (ROOT / "docs" / "cli.md").read_text(), f"paste in: python -m {module.__name__}"
 
 
 def test_the_version_has_its_changes():

@@ -29,7 +29,7 @@ from osjax.files import make_folder, replacing
 State = Any  # a pytree of jax arrays
 Layout = tuple[tuple[int, ...], jnp.dtype]
 
-_CONFIG = "config.json"
+_CONFIG, _CHECKPOINTS = "config.json", "checkpoints"
 # A resumed run has the same weights, bit for bit, as one left alone. These options cannot change them.
 _FREE = frozenset(
     {"run.log_every", "run.save_every", "run.keep", "run.sample_every", "run.sample_prompts", "data.workers"}
@@ -48,7 +48,7 @@ class Snapshots:
         self._folder = make_folder(folder).absolute()
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._manager = ocp.CheckpointManager(
-            self._folder / "checkpoints",
+            self._folder / _CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             # Weights hardly compress, and saving takes half the time without.
             item_handlers={
@@ -140,8 +140,8 @@ class Snapshots:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a run has used the folder."""
-    return (folder / _CONFIG).exists()
+    """Whether a run has left a checkpoint in the folder."""
+    return any(path.name.isdigit() for path in (folder / _CHECKPOINTS).glob("*"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

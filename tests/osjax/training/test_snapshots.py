@@ -1,8 +1,10 @@
 """Checkpoints: bit for bit onto any mesh, the newest few, never a half-written one, and only for the same run."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from osjax.errors import OsjaxError
-from osjax.training.snapshots import Snapshots, differences
+from osjax.training.snapshots import Snapshots, differences, exists
 
 WHOLE = P()
 CONFIG = {"run": {"steps": 10, "save_every": 5, "mesh": "data=1"}, "optim": {"lr": 1e-5, "schedule": "constant"}}
@@ -115,10 +117,12 @@ def test_the_state_may_be_donated_while_it_is_saved(snapshots):
 
 def test_the_newest_are_kept(snapshots, tmp_path):
     assert snapshots.latest() is None
+    assert not exists(tmp_path), "a folder without a checkpoint"
     for step in (1, 5, 9):
         snapshots.save(step, make_state(step))
     snapshots.save(9, make_state(0))
     snapshots.close()
+    assert exists(tmp_path)
     again = Snapshots(tmp_path, 2, CONFIG)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "9"]
     assert again.latest() == 9
@@ -228,6 +232,61 @@ def test_disk_full_while_saving_the_one_before_stays(tmp_path):
     assert latest == "1"
     assert "absl" not in done.stderr, "Orbax's own tracebacks"
     assert_the_first_is_left(tmp_path, 1 << 20)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from osjax.errors import OsjaxError
+from osjax.training.snapshots import Snapshots
+
+folder, process, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(address, 2, process)
+mesh = jax.make_mesh((4,), ("x",))
+expected = np.arange(64, dtype=np.float32).reshape(8, 8)
+state = {
+    "w": jax.make_array_from_callback((8, 8), NamedSharding(mesh, P("x")), lambda index: expected[index]),
+    "key": jax.jit(lambda: jax.random.key(3), out_shardings=NamedSharding(mesh, P()))(),
+}
+snapshots = Snapshots(folder, 1, {"a": 1})
+for step in (1, 2):
+    snapshots.save(step, state, {"step": step})
+snapshots.close()
+snapshots = Snapshots(folder, 1, {"a": 1})
+whole = NamedSharding(mesh, P())
+target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
+found, extra = snapshots.restore(snapshots.latest(), target)
+assert extra == {"step": 2}
+np.testing.assert_array_equal(found["w"], expected)
+snapshots.close()
+try:
+    Snapshots(folder, 1, {"a": 2})
+except OsjaxError:
+    print("refused")
+"""
+
+
+def test_two_processes_save_and_load_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path), str(process), address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **devices},
+        )
+        for process in range(2)
+    ]
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert out.splitlines()[-1:] == ["refused"], errors
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 def test_what_the_run_was_told_stands_beside(snapshots, tmp_path):
