@@ -96,16 +96,17 @@ class Loader(Indexed[Batch]):
         self._members = list(found.members.items())
         self._order = Order(tuple(len(indices) for _, indices in self._members), rows * process_count, seed)
         self._mine = slice(process_index * rows, (process_index + 1) * rows)
+        self._fingerprint = hashlib.sha256(repr((self._order, self._members)).encode()).hexdigest()
         self._latents, self._texts = latents, texts
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
         super().__init__(self._make)
 
     def get_state(self) -> dict[str, Any]:
-        return super().get_state() | {"order": self._fingerprint()}
+        return super().get_state() | {"order": self._fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Raises OsjaxError if the clips, the buckets, the batch size or the seed were others when it was taken."""
-        if state.get("order") != self._fingerprint():
+        if state.get("order") != self._fingerprint:
             raise OsjaxError(
                 "the clips, their buckets, the batch size or the seed are not those this run was started with: "
                 "restore them, or start another run"
@@ -117,9 +118,6 @@ class Loader(Indexed[Batch]):
         self._pool.shutdown()
         if self.broken:
             _log.warning("%d files could not be used: %s", len(self.broken), listed(self.broken))
-
-    def _fingerprint(self) -> str:
-        return hashlib.sha256(repr((self._order, self._members)).encode()).hexdigest()
 
     def _make(self, step: int) -> Batch:
         places = self._order.batch(step)[self._mine]

@@ -18,7 +18,7 @@ from typing import Any
 from osjax.batch import read_lines
 from osjax.errors import OsjaxError
 from osjax.media import VIDEO_SUFFIXES
-from osjax.training.table import REQUIRED, Entry, complete, entry, listed, write_table
+from osjax.training.table import REQUIRED, Entry, complete, listed, to_entry, write_table
 
 Values = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 def prepare(
     table: str | os.PathLike[str], folder: str | os.PathLike[str], *, workers: int = 8, progress: bool = True
 ) -> Path:
-    """Writes the table (`.csv` or `.parquet`) of the captioned clips in a folder and those in it; returns its path.
+    """Writes the table (`.csv` or `.parquet`) of all captioned clips below a folder; returns its path.
 
     Paths are relative to the table if the folder is beside it, else absolute. Clips without a caption or that cannot be
     read are left out, counted and named. Raises OsjaxError if none is left, or captions are not what they should be.
@@ -95,7 +95,7 @@ def _values(caption: Any) -> Values:
 
 def _entry(file: Path, caption: Values) -> Entry:
     try:
-        return entry(file.parent, {**caption, "path": str(file)})
+        return to_entry(file.parent, {**caption, "path": str(file)})
     except OsjaxError as error:
         raise OsjaxError(f"caption of {file}: {error}") from error
 

@@ -72,7 +72,7 @@ def read_table(path: str | os.PathLike[str], *, workers: int = 8, progress: bool
     entries = []
     for where, values in rows:
         try:
-            entries.append(entry(path.parent, values))
+            entries.append(to_entry(path.parent, values))
         except OsjaxError as error:
             raise OsjaxError(f"{where}: {error}") from error
     if not entries:
@@ -83,7 +83,7 @@ def read_table(path: str | os.PathLike[str], *, workers: int = 8, progress: bool
     return clips
 
 
-def entry(folder: Path, values: Mapping[str, Any]) -> Entry:
+def to_entry(folder: Path, values: Mapping[str, Any]) -> Entry:
     """A row of a table in `folder`, by its columns. Raises OsjaxError for what is no path, caption or number."""
     path, text = (_words(name, values.get(name)) for name in REQUIRED)
     numbers = {name: _number(name, values.get(name)) for name in NUMBERS}
