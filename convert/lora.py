@@ -52,11 +52,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one module gives to one projection. a [F, R], read from `key`; b: (index into the outputs, rows [R, O…])."""
+    """What one module gives to one projection. rows: (index into the outputs, scale · B there [R, O…]) of each piece."""
 
-    key: str
-    a: np.ndarray
-    b: tuple[tuple[tuple[int | slice, ...], np.ndarray], ...]
+    pair: Pair
+    rows: tuple[tuple[tuple[int | slice, ...], np.ndarray], ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.pair.a)
 
 
 def prepare(file: Path, config: Path | None = None) -> Job:
@@ -133,8 +136,8 @@ def _share_out(
         pieces: dict[Place, list[Any]] = {}
         for (leaf, layer), write, rows in zip(places, rule.writes, taken, strict=True):
             pieces.setdefault((leaf.removesuffix(".kernel"), layer), []).append((write.slot[1:], rows))
-        for place, b in pieces.items():
-            shares.setdefault(place, []).append(Share(pair.keys[0], pair.a.T, tuple(b)))
+        for place, share in pieces.items():
+            shares.setdefault(place, []).append(Share(pair, tuple(share)))
     return shares, unknown, misfits
 
 
@@ -142,21 +145,23 @@ def _ranks(shares: Mapping[Place, Sequence[Share]]) -> dict[str, int]:
     """Projection → the rank that the layer with the most of it needs."""
     ranks: dict[str, int] = {}
     for (name, _), each in shares.items():
-        ranks[name] = max(ranks.get(name, 0), sum(share.a.shape[1] for share in each))
+        ranks[name] = max(ranks.get(name, 0), sum(share.rank for share in each))
     return ranks
 
 
 def _fill(a: np.ndarray, b: np.ndarray, shares: Sequence[Share]) -> list[str]:
-    """Writes the shares into one projection's (or layer's) factors, rank beside rank; returns those that do not fit."""
+    """Writes the shares into one projection's (or layer's) factors, rank beside rank; returns the keys of other shapes."""
     misfits, start = [], 0
     for share in shares:
-        rank = slice(start, start + share.a.shape[1])
-        fits = a[:, rank].shape == share.a.shape and all(b[(rank, *slot)].shape == rows.shape for slot, rows in share.b)
-        if fits:
-            a[:, rank] = share.a
-            for slot, rows in share.b:
-                b[(rank, *slot)] = rows
-        else:
-            misfits.append(f"{share.key} of {share.a.T.shape}")
+        rank = slice(start, start + share.rank)
         start = rank.stop
+        (key_a, key_b), source = share.pair.keys, share.pair
+        if a[:, rank].shape != source.a.T.shape:
+            misfits.append(f"{key_a} of {source.a.shape}")
+        elif any(b[(rank, *index)].shape != rows.shape for index, rows in share.rows):
+            misfits.append(f"{key_b} of {source.b.shape}")
+        else:
+            a[:, rank] = source.a.T
+            for index, rows in share.rows:
+                b[(rank, *index)] = rows
     return misfits

@@ -122,13 +122,16 @@ def read_adapter(file: Path) -> dict[str, Pair]:
 
 
 def _read_pair(source: Source, module: str, keys: Mapping[str, str], settings: Settings | None) -> Pair:
-    names = keys["a"], keys["b"]
-    a, b = (source.read(name).astype(np.float32) for name in names)
+    a, b = (source.read(keys[part]).astype(np.float32) for part in ("a", "b"))
     if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not len(a):
         raise OsjaxError(f"{module} has factors of {a.shape} and {b.shape}: a LoRA's are (rank, in) and (out, rank)")
+    scale = settings.scale(module, len(a)) if settings else 1.0
     if "alpha" in keys:
-        return Pair(a, b, float(source.read(keys["alpha"])) / len(a), names)
-    return Pair(a, b, settings.scale(module, len(a)) if settings else 1.0, names)
+        alpha = source.read(keys["alpha"])
+        if alpha.size != 1:
+            raise OsjaxError(f"{keys['alpha']} holds {alpha.size} numbers: an alpha is one")
+        scale = float(alpha.item()) / len(a)
+    return Pair(a, b, scale, (keys["a"], keys["b"]))
 
 
 def _read_settings(path: Path) -> Settings:
