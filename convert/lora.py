@@ -52,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one module gives to one projection. rows: (index into the outputs, scale · B there [R, O…]) of each piece."""
+    """What one module gives to one projection. rows: pieces of scale · B [R, O…], each with its place in the outputs."""
 
     pair: Pair
     rows: tuple[tuple[tuple[int | slice, ...], np.ndarray], ...]
@@ -150,18 +150,18 @@ def _ranks(shares: Mapping[Place, Sequence[Share]]) -> dict[str, int]:
 
 
 def _fill(a: np.ndarray, b: np.ndarray, shares: Sequence[Share]) -> list[str]:
-    """Writes the shares into one projection's (or layer's) factors, rank beside rank; returns the keys of other shapes."""
+    """Writes the shares into one projection's (or layer's) factors, rank beside rank; returns keys of other shapes."""
     misfits, start = [], 0
     for share in shares:
         rank = slice(start, start + share.rank)
         start = rank.stop
-        (key_a, key_b), source = share.pair.keys, share.pair
-        if a[:, rank].shape != source.a.T.shape:
-            misfits.append(f"{key_a} of {source.a.shape}")
+        pair, (key_a, key_b) = share.pair, share.pair.keys
+        if a[:, rank].shape != pair.a.T.shape:
+            misfits.append(f"{key_a} of {pair.a.shape}")
         elif any(b[(rank, *index)].shape != rows.shape for index, rows in share.rows):
-            misfits.append(f"{key_b} of {source.b.shape}")
+            misfits.append(f"{key_b} of {pair.b.shape}")
         else:
-            a[:, rank] = source.a.T
+            a[:, rank] = pair.a.T
             for index, rows in share.rows:
                 b[(rank, *index)] = rows
     return misfits
