@@ -52,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one module gives to one projection. rows: pieces of scale · B [R, O…], each with its place in the outputs."""
+    """What one module gives to one projection. rows: pieces of scale · B [R, O…], each with its place among outputs."""
 
     pair: Pair
     rows: tuple[tuple[tuple[int | slice, ...], np.ndarray], ...]

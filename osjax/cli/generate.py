@@ -118,8 +118,12 @@ def run(plan: Plan) -> None:
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
         raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
     if plan.origin and _digests(plan.origin.loras) != _digests(pipeline.loras):
-        used = ", ".join(f"{each.name} of weight {each.weight:g}" for each in plan.origin.loras) or "no LoRA"
-        raise OsjaxError(f"the video was made with {used}: give --lora to match")
+        used = ";".join(f"{each.name}:{each.weight}" for each in plan.origin.loras)
+        raise OsjaxError(
+            f"the video was made with the LoRAs {used}: name them with --lora"
+            if used
+            else "the video was made without LoRAs: leave out --lora"
+        )
     for job in plan.jobs:
         pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
     for folder in {job.stem.parent for job in plan.jobs}:

@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 from osjax.errors import OsjaxError
-from osjax.files import digest, make_folder, replacing
+from osjax.files import digest, make_folder, making_folder, replacing
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -108,6 +108,50 @@ def test_a_read_only_folder_is_an_error():
         left = os.listdir(folder)
         shutil.rmtree(folder)
     assert left == []
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "new" / "folder"
+    with making_folder(target) as temporary:
+        (temporary / "inside").mkdir()
+        (temporary / "inside" / "a.txt").write_text("whole")
+        assert not target.exists()
+    assert (target / "inside" / "a.txt").read_text() == "whole"
+    assert os.listdir(target.parent) == ["folder"]
+
+
+def test_no_half_of_a_folder_appears(tmp_path):
+    def write_and_fail() -> None:
+        with making_folder(tmp_path / "folder") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise ValueError("on the way")
+
+    with pytest.raises(ValueError, match="on the way"):
+        write_and_fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path):
+    code = SLOW_WRITER.replace("replacing", "making_folder").replace("temporary.", "(temporary / 'a').")
+    words = [sys.executable, "-c", code, str(tmp_path / "folder")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "half\n"
+        writer.kill()
+    assert len(os.listdir(tmp_path)) == 1
+    with making_folder(tmp_path / "folder") as temporary:
+        (temporary / "a").write_text("whole")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with making_folder(tmp_path / "folder") as temporary:
+        (temporary / "a.txt").write_text("whole")
+    with pytest.raises(OsjaxError, match="exists"), making_folder(tmp_path / "folder"):
+        pass
+    with pytest.raises(OsjaxError, match="exists"), making_folder(tmp_path / "folder" / "a.txt"):
+        pass
+    assert (tmp_path / "folder" / "a.txt").read_text() == "whole"
 
 
 def test_digest(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 from osjax import provenance
 from osjax.errors import OsjaxError
 from osjax.media import probe, read_clip, write_mp4
-from osjax.provenance import Provenance, Reference, is_finished, result_path, write_outputs
+from osjax.provenance import Provenance, Reference, UsedLoRA, is_finished, result_path, write_outputs
 
 EXAMPLE = Provenance(
     prompt="rain",
@@ -54,10 +54,17 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint
     st.text(st.characters(exclude_categories=["Cs"])),
     st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)),
     st.lists(st.builds(Reference, st.text(), st.text())).map(tuple),
+    st.lists(st.builds(UsedLoRA, st.text(), st.floats(allow_nan=False), st.text())).map(tuple),
 )
-def test_json_round_trip(prompt, guidance, refs):
-    given_provenance = dataclasses.replace(EXAMPLE, prompt=prompt, guidance=guidance, refs=refs)
+def test_json_round_trip(prompt, guidance, refs, loras):
+    given_provenance = dataclasses.replace(EXAMPLE, prompt=prompt, guidance=guidance, refs=refs, loras=loras)
     assert Provenance.from_json(given_provenance.to_json()) == given_provenance
+
+
+def test_what_was_written_before_there_were_loras_is_read():
+    values = json.loads(EXAMPLE.to_json())
+    del values["loras"]
+    assert Provenance.from_json(json.dumps(values)) == EXAMPLE
 
 
 def test_json_is_readable():
