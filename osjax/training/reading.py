@@ -21,8 +21,16 @@ from osjax.training.shapes import BACKGROUNDS, COLORS, HEADINGS, RADII, SECONDS,
 CONTRAST = 45  # RGB distance at which something stands out; things and backgrounds are at least 120 apart
 LEAST_AREA = 0.003  # square sides; the smallest thing has twice as much
 LEAST_REVERSAL = 0.09  # sides that what bounces at score 1 goes back by at least
-# Modulus of the moment that `Track.symmetry` holds, of each shape at its own number of tips; of other shapes it is 0.
-SYMMETRY = {"triangle": 0.66, "square": 0.43, "star": 0.85}
+# Each shape has the symmetry of its own number of tips and none of the others'.
+SYMMETRIES = (3, 4, 5)
+# What each shape's `Track` holds: the moduli of `symmetry`, then `spread`.
+MOMENTS = {
+    "circle": (0.0, 0.0, 0.0, 1.0),
+    "triangle": (0.66, 0.0, 0.0, 1.21),
+    "square": (0.0, 0.43, 0.0, 1.05),
+    "star": (0.0, 0.0, 0.85, 1.29),
+}
+_WEIGHTS = (1.0, 1.0, 1.0, 2.0)  # tried on warped clips: what eats a small star's tips leaves it spread out
 _SQUARE = np.ones((1, 3, 3), bool)
 
 
@@ -51,17 +59,18 @@ class Reading:
 class Track:
     """A thing in the T frames that it is seen in.
 
-    rgb: [3]; progress: [T], time in parts of SECONDS; centre: [T, 2], x and y; area: [T], in square sides; symmetry:
-    shape → complex [T], the thing's moment of the order n of that shape's tips, mean zⁿ over mean |z|ⁿ of its points z
-    seen from the centre: the modulus says how well a turn by 1/n maps the thing on itself, the argument is n times
-    its angle.
+    rgb: [3]; progress: [T], time in parts of SECONDS; centre: [T, 2], x and y; area: [T], in square sides. Moments of
+    its points z, complex numbers seen from the centre: symmetry: complex [T, 3], mean zⁿ over mean |z|ⁿ for each n of
+    SYMMETRIES, whose modulus says how well a turn by 1/n maps the thing on itself, and whose argument is n times its
+    angle; spread: [T], mean |z|², of a disc of equal area 1.
     """
 
     rgb: np.ndarray
     progress: np.ndarray
     centre: np.ndarray
     area: np.ndarray
-    symmetry: Mapping[str, np.ndarray]
+    symmetry: np.ndarray
+    spread: np.ndarray
 
 
 def read(video: np.ndarray, fps: float = 24) -> Reading:
@@ -115,13 +124,18 @@ def _follow(pixels: np.ndarray, ground: np.ndarray, mine: np.ndarray, free: np.n
     points = x + 0.5 + 1j * (y + 0.5)
     centre = by_frame(cover * points)[seen] / area[seen]
     z = points - centre[np.searchsorted(seen, frame)]
-    symmetry = {}
-    for shape in SYMMETRY:
-        powers = cover * z ** TIPS[shape]
-        whole = by_frame(np.abs(powers)).real[seen]
-        symmetry[shape] = by_frame(powers)[seen] / np.maximum(whole, 1e-9)  # 0 for a single pixel
-    centre = np.stack([centre.real, centre.imag], axis=-1)
-    return Track(rgb, seen / (fps * SECONDS), centre / side, area[seen] / side**2, symmetry)
+    moments = []
+    for n in SYMMETRIES:
+        powers = cover * z**n
+        moments.append(by_frame(powers)[seen] / np.maximum(by_frame(np.abs(powers)).real[seen], 1e-9))
+    return Track(
+        rgb=rgb,
+        progress=seen / (fps * SECONDS),
+        centre=np.stack([centre.real, centre.imag], axis=-1) / side,
+        area=area[seen] / side**2,
+        symmetry=np.stack(moments, axis=-1),
+        spread=2 * np.pi * by_frame(cover * np.abs(z) ** 2).real[seen] / area[seen] ** 2,
+    )
 
 
 def _describe(track: Track) -> Seen:
@@ -135,10 +149,9 @@ def _describe(track: Track) -> Seen:
 
 
 def _shape(track: Track) -> str:
-    """The shape whose symmetry is the most complete, a circle if none is at least by half."""
-    complete = {shape: float(np.median(np.abs(track.symmetry[shape]))) / whole for shape, whole in SYMMETRY.items()}
-    best = max(complete, key=complete.get)
-    return best if complete[best] > 0.5 else "circle"
+    """The shape whose moments are the nearest to the track's, most of the time."""
+    moments = np.median(np.column_stack([np.abs(track.symmetry), track.spread]), axis=0)
+    return min(MOMENTS, key=lambda shape: float(np.linalg.norm((moments - MOMENTS[shape]) * _WEIGHTS)))
 
 
 def _motion(track: Track, shape: str) -> tuple[str, float]:
@@ -146,8 +159,9 @@ def _motion(track: Track, shape: str) -> tuple[str, float]:
     velocity = np.array([_slope(track.progress, x) for x in track.centre.T])
     inflation = _slope(track.progress, np.log(track.area) / 2)
     turning = 0.0
-    if shape != "circle":
-        turning = _slope(track.progress, np.unwrap(np.angle(track.symmetry[shape]))) / TIPS[shape]
+    if TIPS[shape] in SYMMETRIES:
+        angles = np.angle(track.symmetry[:, SYMMETRIES.index(TIPS[shape])])
+        turning = _slope(track.progress, np.unwrap(angles)) / TIPS[shape]
     way, reversal = _to_and_fro(track)
     amounts = {
         "bouncing": reversal / LEAST_REVERSAL,
