@@ -122,7 +122,7 @@ def detach(model: Module) -> Module:
 def merge(model: Module, lora: LoRA) -> Module:
     """A copy of the model with W + scale · A·B, summed in float32 and rounded to W's dtype.
 
-    Layer by layer, so that no more than one of them is held in float32. Raises OsjaxError as `check` does.
+    Layer by layer and, under `jax.jit` with the model donated, in place. Raises OsjaxError as `check` does.
     """
     check(model, lora)
     merged = _copy(model)
@@ -180,8 +180,11 @@ def _added(kernel: jax.Array, factors: Factors, scale: float) -> jax.Array:
         product = jnp.tensordot(a.astype(jnp.float32), b.astype(jnp.float32), 1, precision="highest")
         return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
 
-    stacked = factors.a.ndim == 3
-    return jax.lax.map(lambda each: layer(*each), (kernel, *factors)) if stacked else layer(kernel, *factors)
+    def add_to(i: jax.Array, kernel: jax.Array) -> jax.Array:
+        return kernel.at[i].set(layer(kernel[i], a[i], b[i]))
+
+    a, b = map(jnp.asarray, factors)
+    return jax.lax.fori_loop(0, len(kernel), add_to, kernel) if a.ndim == 3 else layer(kernel, a, b)
 
 
 def _side_by_side(parts: Sequence[Factors]) -> Factors:

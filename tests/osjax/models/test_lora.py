@@ -100,7 +100,7 @@ class Two(nnx.Module):
     layers=st.integers(0, 3),
     adapters=st.lists(st.tuples(st.integers(1, 5), st.floats(-2, 2)), min_size=1, max_size=3),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_beside_equals_merged_for_any_shape_and_stack(inputs, outputs, layers, adapters):
     ranks, weights = zip(*adapters, strict=True)
 
@@ -261,7 +261,7 @@ def test_flat_names_and_back(adapter):
 
 
 def test_the_published_model_takes_rank_32():
-    """Abstractly: 19 + 38 layers, every weight keeps its shape and dtype."""
+    """Abstractly: 19 + 38 layers, every weight keeps its shape and dtype, and its memory too when it is donated."""
     model = nnx.eval_shape(lambda: MMDiT(MMDiTConfig(), rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     made = jax.eval_shape(lambda key: lora.init(model, 32, 32.0, TARGETS[:-1], key), jax.random.key(0))
     features, hidden = 3072, 4 * 3072
@@ -270,3 +270,6 @@ def test_the_published_model_takes_rank_32():
     assert sum(each.size for each in made.arrays.values()) == 32 * (19 * 2 * double + 38 * single)
     merged = jax.eval_shape(lora.merge, model, made)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), merged, model))
+    memory = jax.jit(lora.merge, donate_argnums=0).lower(model, made).compile().memory_analysis()
+    # The largest leaf, all layers of it, is 0.15 of the model; XLA for CPUs may copy one where GPUs need none.
+    assert memory.temp_size_in_bytes < 0.2 * memory.output_size_in_bytes
