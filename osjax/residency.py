@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,6 @@ MODELS: dict[str, tuple[type[nnx.Module], type]] = {
     "t5": (T5Encoder, T5Config),
     "clip": (CLIPText, CLIPTextConfig),
 }
-
-_merge = jax.jit(lora.merge, donate_argnums=0)
 
 
 def model_config(component: Component) -> Any:
@@ -111,10 +110,15 @@ class Residency:
         if name != "mmdit" or not self._adapters:
             return module
         loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
-        return jax.device_put(_merge(module, lora.stack(loaded)), self._sharding)
+        return jax.device_put(_merge(module, loaded), self._sharding)
 
     def _abstract(self, name: str) -> nnx.Module:
         component = self.bundle.component(name)
         model_class, _ = MODELS[component.kind]
         config = model_config(component)
         return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=self.dtype))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _merge(module: nnx.Module, loras: Sequence[tuple[lora.LoRA, float]]) -> nnx.Module:
+    return lora.merge(module, lora.stack(loras))

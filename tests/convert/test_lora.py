@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def assert_merges_alike(folder, golden, tensors, config, scales) -> None:
         weights[f"{module}.weight"] = (weights[f"{module}.weight"] + scale * b @ a).astype(np.float32)
     expected = leaves.flatten(convert_module(mmdit, golden.config, weights, jnp.float32))
     plain = convert_module(mmdit, golden.config, golden.weights, jnp.float32)
-    actual = leaves.flatten(lora.merge(plain, convert(folder, tensors, config, golden).lora))
+    actual = leaves.flatten(jax.jit(lora.merge)(plain, convert(folder, tensors, config, golden).lora))
     for name, array in expected.items():
         bound = ROUNDING * max(1.0, np.abs(array).max()) * 8
         assert np.abs(actual[name] - array).max() <= bound, name
