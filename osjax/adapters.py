@@ -2,10 +2,10 @@
 
     LORA/
       lora.json      format, version, osjax, scale, base (config of the model it is for), projections (their shapes),
-                     sha256 (of the arrays), metadata
+                     sha256 (of arrays and scale), metadata
       arrays/        A and B of every projection in float32 (see `osjax/checkpoint.py`)
 
-The digest of the arrays is what provenance tells a LoRA by, and shows one that was damaged.
+That digest is what provenance tells a LoRA by, and shows one that was damaged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ARRAYS = "arrays"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A LoRA's description. lora: its shapes and scale; sha256: of its arrays; base: config of the model it is for."""
+    """A LoRA's description. lora: its shapes and scale; sha256: of its arrays and scale; base: config of the model it is for."""
 
     path: Path
     lora: LoRA
@@ -66,7 +66,7 @@ def save(folder: str | os.PathLike[str], adapter: LoRA, base: Any, metadata: Map
         "scale": adapter.scale,
         "base": dataclasses.asdict(base),
         "projections": {name: {"a": a.shape, "b": b.shape} for name, (a, b) in adapter.factors.items()},
-        "sha256": _digest(arrays),
+        "sha256": _digest(arrays, adapter.scale),
         "metadata": dict(metadata or {}),
     }
     with making_folder(folder) as temporary:
@@ -109,9 +109,9 @@ def load(adapter: Adapter, sharding: Sharding | None = None) -> LoRA:
     shapes = adapter.lora.arrays
     targets = {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding) for name, each in shapes.items()}
     arrays = load_arrays(adapter.path / ARRAYS, targets)
-    if _digest(arrays) != adapter.sha256:
+    if _digest(arrays, adapter.lora.scale) != adapter.sha256:
         raise OsjaxError(
-            f"LoRA {adapter.path} is damaged (its arrays have changed): copy it again, or convert it again"
+            f"LoRA {adapter.path} is damaged (its content has changed): copy it again, or convert it again"
         )
     return LoRA.of_arrays(arrays, adapter.lora.scale)
 
@@ -142,8 +142,8 @@ def _no_lora(path: Path) -> OsjaxError:
     return OsjaxError(f"{path} is no LoRA (no readable {MANIFEST}): give the folder that osjax wrote")
 
 
-def _digest(arrays: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Mapping[str, Any], scale: float) -> str:
+    digest = hashlib.sha256(f"scale {scale}\n".encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
         digest.update(f"{name} {array.shape}\n".encode())

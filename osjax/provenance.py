@@ -37,7 +37,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class UsedLoRA:
-    """A LoRA: the name of its folder, the weight it had, and the SHA-256 of its arrays."""
+    """A LoRA: the name of its folder, the weight it had, and the SHA-256 of its content."""
 
     name: str
     weight: float
