@@ -5,7 +5,7 @@
                      sha256 (of arrays and scale), metadata
       arrays/        A and B of every projection in float32 (see `osjax/checkpoint.py`)
 
-That digest is what provenance tells a LoRA by, and shows one that was damaged.
+Provenance tells a LoRA by that digest, which also shows one that was damaged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ARRAYS = "arrays"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A LoRA's description. lora: its shapes and scale; sha256: of its arrays and scale; base: config of the model it is for."""
+    """A LoRA's description. lora: its shapes and scale; sha256: of arrays and scale; base: config of the model that it is for."""
 
     path: Path
     lora: LoRA
