@@ -39,7 +39,7 @@ ARRAYS = "arrays"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A LoRA's description. lora: its shapes and scale; sha256: of arrays and scale; base: config of the model that it is for."""
+    """A LoRA as lora.json describes it. lora: its shapes and scale; base: config of the model that it is for."""
 
     path: Path
     lora: LoRA
