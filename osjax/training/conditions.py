@@ -30,6 +30,11 @@ def ends_of(kind: ConditionKind, ratio: int) -> tuple[End, ...]:
     return (("head", frames),) * kind.head + (("tail", frames),) * kind.tail
 
 
+def all_ends(weights: Mapping[str, float], ratio: int) -> tuple[End, ...]:
+    """The ends that any of the drawn kinds gives, each once."""
+    return tuple(sorted({end for kind in drawn_kinds(weights).values() for end in ends_of(kind, ratio)}))
+
+
 def condition_clips(latents: Latents, weights: Mapping[str, float], ratio: int, key: jax.Array) -> Clean:
     """Draws a kind for each clip and gives its ends as they were encoded by themselves.
 

@@ -14,12 +14,14 @@ from jax.sharding import Mesh
 from osjax.kernels.attention import Attention
 from osjax.models import lora
 from osjax.models.lora import LoRA
+from osjax.sampling.latents import Text
 from osjax.text.tokenize import Tokenizer
 from osjax.training import conditions, sampling, text
-from osjax.training.batches import Encoded, Latents, encode, put, video_of
+from osjax.training.batches import Drawn, Encoded, Latents, encode, put, video_of
+from osjax.training.encoding import Caches, latents_of, texts_of
 from osjax.training.flow import draw, flow_loss, grid_of
 from osjax.training.options import TrainConfig
-from osjax.training.parts import Parts
+from osjax.training.parts import Parts, only
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
 
@@ -42,6 +44,7 @@ class FlowStage:
     stream: Stream
     attention: Attention
     tokenizers: Mapping[str, Tokenizer]
+    caches: Caches
 
     def loss(
         self, trained: Weights, frozen: Weights, batch: FlowBatch, key: jax.Array
@@ -71,22 +74,28 @@ class FlowStage:
         return modules | {"mmdit": lora.attach(modules["mmdit"], adapter(trained, self.config))}
 
     def prepare(self, frozen: Weights, batch: Any) -> FlowBatch:
-        prompts = put(text.tokenized(self.tokenizers, batch.captions), self.mesh)
+        ids = put(text.tokenized(self.tokenizers, batch.captions), self.mesh)
         if isinstance(batch, Encoded):
-            latents = put(Latents(batch.z_bthwc, dict(batch.ends)), self.mesh)
+            latents, prompts = put(Latents(batch.z_bthwc, dict(batch.ends)), self.mesh), ids
+        elif isinstance(batch, Drawn):
+            latents, prompts = self.encode(frozen, batch), ids
         else:
-            latents = self.encode(frozen, batch)
+            latents = latents_of(batch.latents, self.caches.latents, self.mesh, lambda: self.encode(frozen, batch))
+            texts = texts_of(batch.texts, self.caches.texts, self.mesh, lambda: self.embed(frozen, ids))
+            prompts = ids if texts is None else texts
+        empty = text.tokenized(self.tokenizers, [""])
         latents = jax.tree.map(lambda each: each.astype(jnp.float32), latents)
-        return FlowBatch(latents, prompts, text.empty_prompt(self.tokenizers))
+        return FlowBatch(latents, prompts, empty if prompts is ids else self.embed(frozen, empty))
 
     def encode(self, frozen: Weights, batch: Any) -> Latents:
-        """Latents of a batch of videos, drawn or read from files."""
-        vae = self.parts.build({name: array for name, array in frozen.items() if name.startswith("vae.")})["vae"]
-        ratio = vae.config.time_compression_ratio
-        kinds = conditions.drawn_kinds(self.config.flow.conditions).values()
-        return _encode(
-            vae, video_of(batch, self.mesh), frozenset(e for k in kinds for e in conditions.ends_of(k, ratio))
-        )
+        """Latents of a batch of videos, drawn or read from files, and of the ends that conditions give."""
+        vae = self.parts.build(only(frozen, "vae"))["vae"]
+        ends = frozenset(conditions.all_ends(self.config.flow.conditions, vae.config.time_compression_ratio))
+        return _encode(vae, video_of(batch, self.mesh), ends)
+
+    def embed(self, frozen: Weights, ids: text.TokenIds) -> Text:
+        """Embeddings of token ids by the frozen text encoders."""
+        return _embed(self.parts.build(only(frozen, "t5"), only(frozen, "clip")), ids)
 
     def samples(self, trained: Weights, frozen: Weights, batch: FlowBatch) -> Iterator[tuple[str, np.ndarray]]:
         """The prompts of `run.sample_prompts`, drawn by the pipeline that users have."""
@@ -104,3 +113,4 @@ def adapter(weights: Weights, config: TrainConfig) -> LoRA:
 
 
 _encode = jax.jit(encode, static_argnums=2)
+_embed = jax.jit(text.embed)

@@ -1,8 +1,8 @@
 """The run: batches → steps → metrics, checkpoints, samples, and a bundle at the end.
 
-A run that is killed and started again goes on from its newest checkpoint and ends with the same weights, bit for bit, as
-one that was left alone: the state holds the step, the step and the seed decide every random draw, and the stream's state
-is saved with it.
+A run that is killed and started again goes on from its newest checkpoint and ends with the same weights, bit for bit,
+as one that was left alone: the state holds the step, step and seed decide every random draw, and where the stream
+stands is saved with it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Ended:
 def run(config: TrainConfig, folder: Path, *, force: bool = False) -> Ended:
     """Trains to `run.steps`, from the newest checkpoint in `folder` if there is one; SIGTERM and SIGINT save and stop.
 
-    Writes checkpoints, metrics, samples and at the end `bundle` or `lora` into the folder. Raises OsjaxError for a config
-    that does not go with the models, the data or the mesh, or differs from the checkpoint's (`force` goes on anyway); for
-    a loss that is not finite, naming the step, the last good checkpoint being kept; and for a full disk.
+    Writes checkpoints, metrics, samples and at the end `bundle` or `lora` into the folder. Raises OsjaxError for a
+    config that does not go with the models, the data or the mesh, or differs from the checkpoint's (`force` goes on
+    anyway); for a loss that is not finite, naming the step, the last good checkpoint being kept; for a full disk.
     """
     mesh = make_mesh(parse_mesh(config.run.mesh, TrainingMeshShape))
     snapshots = Snapshots(folder, config.run.keep, dataclasses.asdict(config), force)
@@ -61,9 +61,11 @@ def run(config: TrainConfig, folder: Path, *, force: bool = False) -> Ended:
             state = _resume_or_start(config, snapshots, stage, trained, mesh)
             del trained
             state, batch = _steps(config, folder, stage, state, frozen, snapshots, stop)
-        if int(state.step) < config.run.steps:
-            return Ended(int(state.step), None)
-        return Ended(int(state.step), _export(config, folder, stage, state, frozen, batch))
+            if int(state.step) < config.run.steps:
+                return Ended(int(state.step), None)
+            if batch is None:  # nothing was left to do but this
+                batch = stage.prepare(frozen, next(stage.stream))
+            return Ended(int(state.step), _export(config, folder, stage, state, frozen, batch))
 
 
 def _resume_or_start(
@@ -152,7 +154,9 @@ def _export(config: TrainConfig, folder: Path, stage: Stage, state: TrainState, 
         shutil.rmtree(place, ignore_errors=True)
         adapters.save(place, adapter(state.best, config), stage.parts.modules["mmdit"].config)
         return place
-    return export(stage.parts, state.best, folder / "bundle", EXPORT_DTYPE, stage.found(state.best, frozen, batch))
+    return export(
+        stage.parts, frozen | state.best, folder / "bundle", EXPORT_DTYPE, stage.found(state.best, frozen, batch)
+    )
 
 
 @contextlib.contextmanager

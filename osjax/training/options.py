@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from osjax.errors import OsjaxError
+from osjax.request import MAX_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,9 @@ class LoRAOptions:
 class DataOptions:
     """Where clips come from: a table of files, or the procedural shapes if `path` is None.
 
-    resolution, aspect_ratios, num_frames: the buckets, every combination of them; caption_column: of the table;
-    cache: folder for latents and text embeddings, None for none; clips: how many shapes clips there are, 0 for a new
-    one every time.
+    resolution, aspect_ratios, num_frames: the buckets, every combination of them (what is named twice is drawn twice
+    as often); fps: that clips are brought close to; cache: folder for latents and text embeddings of files, None for
+    none; clips: of shapes, encoded once and reused, 0 for new ones in every batch; workers: files read at a time.
     """
 
     path: str | None = None
@@ -98,6 +99,10 @@ class DataOptions:
     cache: str | None = None
     clips: int = 0
     workers: int = 8
+
+    def __post_init__(self) -> None:
+        if self.fps < 1 or self.workers < 1 or self.clips < 0:
+            raise OsjaxError("data.fps and data.workers must be at least 1, data.clips at least 0: mend the config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,8 @@ class RunOptions:
         for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise OsjaxError(f"run.{name} is {getattr(self, name)}: give at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise OsjaxError(f"run.seed is {self.seed}: give a whole number from 0 to {MAX_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)

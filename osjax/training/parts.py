@@ -29,12 +29,14 @@ from osjax.training.state import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """modules: component → its abstract module in the dtype of the computation; folders: of those that were loaded."""
+    """modules: component → its abstract module in the dtype of the computation; folders: of those that were loaded;
+    digest: of the bundle that they were loaded from, empty if there is none."""
 
     components: Mapping[str, Component]
     modules: Mapping[str, nnx.Module]
     trained: tuple[str, ...]
     folders: Mapping[str, Path]
+    digest: str
 
     def build(self, *weights: Weights) -> dict[str, Any]:
         """Modules from weights that together name every leaf of some components, cast to the computation's dtype."""
@@ -65,7 +67,7 @@ def open_parts(
         raise OsjaxError(f"there is no {', '.join(missing)} to train (there is {held}): give ckpt_path or new")
     modules = {name: _abstract(component, dtype) for name, component in components.items()}
     folders = {name: bundle.folder(name) for name in components if bundle and name not in new}
-    return Parts(components, modules, tuple(trained), folders)
+    return Parts(components, modules, tuple(trained), folders, bundle.digest if bundle else "")
 
 
 def load_weights(parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[Weights, Weights]:
@@ -84,7 +86,7 @@ def load_weights(parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[Weights, Wei
 
 
 def export(parts: Parts, weights: Weights, folder: Path, dtype: jnp.dtype, changed: Mapping[str, Any]) -> Path:
-    """Writes the bundle `folder`, whole or not at all: trained components from `weights` in `dtype`, others as they were.
+    """Writes the bundle `folder`, whole or not at all: what was loaded and not trained as it was, the rest in `dtype`.
 
     changed: component → fields of its config that training has found, such as the autoencoder's scale_factor. A bundle
     of that name is replaced. Raises OsjaxError if the disk refuses.
@@ -94,7 +96,7 @@ def export(parts: Parts, weights: Weights, folder: Path, dtype: jnp.dtype, chang
         modules = parts.build(weights)
         written = {}
         for name, component in parts.components.items():
-            if name in parts.trained:
+            if name in parts.trained or name not in parts.folders:
                 module = jax.tree.map(lambda leaf: leaf.astype(dtype), modules[name])
                 save_module(beside / name, module)
                 component = _measured(component, module, dtype, changed.get(name, {}))
@@ -111,6 +113,11 @@ def export(parts: Parts, weights: Weights, folder: Path, dtype: jnp.dtype, chang
 def named(component: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Leaf names with their component in front."""
     return {f"{component}.{leaf}": array for leaf, array in arrays.items()}
+
+
+def only(weights: Weights, component: str) -> Weights:
+    """The weights of one component."""
+    return {name: array for name, array in weights.items() if name.startswith(f"{component}.")}
 
 
 def _held(bundle: Bundle | None) -> Mapping[str, Component]:

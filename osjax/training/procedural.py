@@ -59,7 +59,7 @@ def encoded_shelves(
     encode: Callable[[Drawn], Latents],
     progress: bool = True,
 ) -> list[Shelf]:
-    """Draws and encodes this host's part of `data.clips` scenes, as many of each bucket; `encode` gets a batch's size."""
+    """Draws and encodes this host's part of `data.clips` scenes, as many of each bucket, a batch's size at a time."""
     batches = max(1, data.clips // (len(buckets) * share.clips * share.count))
     bar = tqdm(total=batches * len(buckets) * share.clips, desc="encode clips", unit="clip", disable=not progress)
     shelves = []

@@ -19,7 +19,10 @@ from osjax.pipeline import DTYPES
 from osjax.training import procedural
 from osjax.training.batches import local_batch
 from osjax.training.buckets import Bucket, make_buckets
+from osjax.training.conditions import all_ends
+from osjax.training.encoding import Caches, open_caches
 from osjax.training.flow_stage import FlowStage
+from osjax.training.loader import open_loader
 from osjax.training.options import TrainConfig
 from osjax.training.parts import Parts, load_weights, named, open_parts
 from osjax.training.state import Weights
@@ -32,7 +35,7 @@ from osjax.training.vae_stage import VAEStage
 class Stage(Protocol):
     """What the loop asks of a stage. Weights are flat dictionaries, as in `osjax.training.parts`.
 
-    prepare: a batch of the stream as `loss` takes it, on the mesh; samples: named clips, uint8 [T, H, W, 3], to look at;
+    prepare: a batch of the stream as `loss` takes it, on the mesh; samples: named clips to look at, uint8 [T, H, W, 3];
     found: component → fields of its config that training has found. The last two see the newest prepared batch.
     """
 
@@ -54,21 +57,37 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     Raises OsjaxError for models, data, sizes or an attention that do not go together.
     """
     dtype = _dtype(config)
-    new = _with_tokenizers(config.new, folder)
-    parts = open_parts(config.ckpt_path, new, config.trained, dtype)
+    parts = open_parts(config.ckpt_path, _with_tokenizers(config.new, folder), _changing(config), dtype)
     share = procedural.Share(local_batch(config.run.batch_size, mesh), jax.process_index(), jax.process_count())
-    buckets = make_buckets(config.data.resolution, config.data.aspect_ratios, config.data.num_frames)
-    trained, frozen = load_weights(parts, mesh, jax.random.key(config.run.seed))
+    buckets = _buckets(config, parts)
     if config.stage == "vae":
-        return VAEStage(config, parts, mesh, _videos(config, buckets, share)), trained, frozen
+        stream = _videos(config, buckets, share, Caches())
+        return VAEStage(config, parts, mesh, stream), *load_weights(parts, mesh, jax.random.key(config.run.seed))
+    model = parts.modules["mmdit"].config
+    _, attention = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, model.head_dim, gradient=True)
+    ends = all_ends(config.flow.conditions, parts.modules["vae"].config.time_compression_ratio)
+    caches = open_caches(config, parts, ends)
+    stream = _videos(config, buckets, share, caches)
+    stage = FlowStage(config, parts, mesh, stream, attention, load_tokenizers(parts.components), caches)
+    trained, frozen = load_weights(parts, mesh, jax.random.key(config.run.seed))
     if config.lora.rank:
-        trained, frozen = _adapter(config, parts), trained | frozen
-    width = parts.modules["mmdit"].config.head_dim
-    _, attention = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, width, gradient=True)
-    stage = FlowStage(
-        config, parts, mesh, _videos(config, buckets, share), attention, load_tokenizers(parts.components)
-    )
+        trained = _adapter(config, parts)
     return _encoded_once(stage, frozen, buckets, share), trained, frozen
+
+
+def _changing(config: TrainConfig) -> tuple[str, ...]:
+    """The components whose own weights change. Raises OsjaxError for components that the stage cannot train."""
+    if config.lora.rank and config.trained != ("mmdit",):
+        raise OsjaxError(
+            f"an adapter is trained of the mmdit, not of {', '.join(config.trained)}: set trained to mmdit"
+        )
+    able = {"vae"} if config.stage == "vae" else {"mmdit", "t5", "clip"}
+    if not config.trained or set(config.trained) - able:
+        raise OsjaxError(
+            f"stage {config.stage} trains {', '.join(sorted(able))}, not {', '.join(config.trained) or 'nothing'}: "
+            "mend trained"
+        )
+    return () if config.lora.rank else config.trained
 
 
 def _dtype(config: TrainConfig) -> jnp.dtype:
@@ -89,18 +108,26 @@ def _with_tokenizers(new: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
     return made
 
 
+def _buckets(config: TrainConfig, parts: Parts) -> tuple[Bucket, ...]:
+    """The shapes of clips, of whole tokens where there is a transformer, else of whole latents."""
+    patch = parts.modules["mmdit"].config.patch_size if "mmdit" in parts.modules else 1
+    multiple = parts.modules["vae"].config.spatial_compression_ratio * patch
+    return make_buckets(config.data.resolution, config.data.aspect_ratios, config.data.num_frames, multiple)
+
+
 def _adapter(config: TrainConfig, parts: Parts) -> Weights:
     options = config.lora
     key = jax.random.key(config.run.seed)
     return named("lora", lora.init(parts.modules["mmdit"], options.rank, options.alpha, options.targets, key).arrays)
 
 
-def _videos(config: TrainConfig, buckets: tuple[Bucket, ...], share: procedural.Share) -> Stream:
-    if config.data.path is None:
-        return procedural.drawn_stream(config.data, buckets, share, config.run.seed)
-    from osjax.training.loader import open_loader  # here, since it needs the packages of the extra `train`
-
-    return open_loader(config.data, buckets, share.clips, config.run.seed, share.index, share.count)
+def _videos(config: TrainConfig, buckets: tuple[Bucket, ...], share: procedural.Share, caches: Caches) -> Stream:
+    data, seed = config.data, config.run.seed
+    if data.path is None:
+        return procedural.drawn_stream(data, buckets, share, seed)
+    return open_loader(
+        data, buckets, share.clips, seed, share.index, share.count, latents=caches.latents, texts=caches.texts
+    )
 
 
 def _encoded_once(stage: FlowStage, frozen: Weights, buckets: tuple[Bucket, ...], share: procedural.Share) -> FlowStage:

@@ -61,8 +61,8 @@ def make_step(
 ) -> Callable[[TrainState, Weights, Sequence[Any]], tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, frozen, batches) → (state, metrics)`: one optimizer step on the mean gradient of the batches.
 
-    The state is donated and comes back on `shardings`. Batch i of step n draws from `key` folded with n and i, so that a
-    resumed run draws what it would have drawn. metrics: loss (mean over batches), grad_norm before clipping, lr, and
+    The state is donated and comes back on `shardings`. Batch i of step n draws from `key` folded with n and i, so that
+    a resumed run draws what it would have drawn. metrics: loss (mean over batches), grad_norm before clipping, lr, and
     what the loss reports, each a scalar. Batches may differ in shape; each shape is compiled once.
     """
     tx, rate = optimizer(options, total_steps), learning_rate(options, total_steps)

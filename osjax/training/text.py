@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from osjax.bundle import Component
 from osjax.residency import model_config
@@ -63,8 +62,3 @@ def embed(modules: Mapping[str, Any], prompts: Prompts) -> Text:
     if isinstance(prompts, Text):
         return prompts
     return Text(modules["t5"](prompts.t5_bl), modules["clip"](prompts.clip_bl)[1])
-
-
-def empty_prompt(tokenizers: Mapping[str, Tokenizer]) -> TokenIds:
-    """Token ids of the empty prompt, one row."""
-    return TokenIds(*(np.asarray(ids) for ids in tokenized(tokenizers, [""])))

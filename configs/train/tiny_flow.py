@@ -1,0 +1,72 @@
+"""The transformer and the text encoders of the embedded tiny model, together, on 96px clips of shapes. Second stage of two.
+
+Source: ours; the architectures are the full model's, rectified flow and condition masks too. Latents are encoded once,
+captions are written anew each time a clip is seen.
+Expected result: runs/tiny_flow/bundle, every part of a pipeline; figures and time in osjax/assets/tiny/README.md.
+
+    osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle
+"""
+
+from ml_collections import ConfigDict
+
+from configs.train import base
+
+
+def get_config() -> ConfigDict:
+    """Return the options of the second stage."""
+    config = base.get_config()
+    config.trained = ("mmdit", "t5", "clip")
+    config.new = ConfigDict(
+        {
+            "mmdit": {
+                "kind": "mmdit",
+                "in_channels": 64,
+                "vec_in_dim": 128,
+                "context_in_dim": 160,
+                "hidden_size": 192,
+                "num_heads": 3,
+                "depth": 2,
+                "depth_single_blocks": 8,
+                "axes_dim": (16, 24, 24),
+            },
+            "t5": {
+                "kind": "t5",
+                "d_model": 160,
+                "d_kv": 32,
+                "d_ff": 320,
+                "num_heads": 5,
+                "num_layers": 2,
+                "vocab_size": 512,
+                "max_length": 48,
+            },
+            "clip": {
+                "kind": "clip",
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "vocab_size": 512,
+                "max_position_embeddings": 48,
+                "max_length": 48,
+            },
+        }
+    )
+    config.run.update(steps=20_000, batch_size=256, log_every=100, save_every=2000, remat=False)
+    config.optim.update(
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.01,
+        warmup_steps=500,
+        schedule="cosine",
+        ema_decay=0.9995,
+    )
+    config.flow.update(
+        text_dropout=0.1,
+        conditions=ConfigDict({"t2v": 3.0, "i2v_head": 1.0, "i2v_tail": 0.7, "i2v_loop": 0.7}),
+    )
+    # The square size is named twice: it is the default, and so seen twice as often.
+    config.data.update(
+        resolution=("96px",), aspect_ratios=("1:1", "1:1", "16:9", "9:16"), num_frames=(33,), clips=60_000
+    )
+    return config
