@@ -1,4 +1,4 @@
-"""The transformer and the text encoders of the embedded tiny model, together, on 96px clips of shapes. Second stage of two.
+"""The transformer and the text encoders of the embedded tiny model, together, on 96px clips of shapes: stage two.
 
 Source: ours; the architectures are the full model's, rectified flow and condition masks too. Latents are encoded once,
 captions are written anew each time a clip is seen.
