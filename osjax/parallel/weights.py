@@ -21,6 +21,7 @@ _TABLE: tuple[tuple[re.Pattern[str], tuple[str | None, ...]], ...] = tuple(
         (r".*\b(mlp_in|in_layer)\.kernel", ("fsdp", "tensor")),
         (r".*\b(mlp_in|in_layer)\.bias", ("tensor",)),
         (r".*\b(proj|mlp_out|out|out_layer)\.kernel", ("tensor", "fsdp")),
+        (r".*\.(bias|scale)", ()),
         (r".*", (None, "fsdp", None)),
         (r".*", ("fsdp", None)),
     )
@@ -28,7 +29,8 @@ _TABLE: tuple[tuple[re.Pattern[str], tuple[str | None, ...]], ...] = tuple(
 
 
 def weight_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Where the weight `name` of that shape lies. Vectors are whole everywhere: they are small."""
+    """Where the weight `name` of that shape lies. Vectors are whole, or cut with the heads and columns that they are
+    added to: they are small."""
     if len(shape) < 2:
         return P()
     for pattern, axes in _TABLE:
