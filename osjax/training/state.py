@@ -91,7 +91,7 @@ def make_step(
     jitted_at_once = jax.jit(at_once, donate_argnums=0, out_shardings=(shardings, None))
     jitted_first = jax.jit(gradients, out_shardings=(shardings.weights, None))
     jitted_add = jax.jit(add, donate_argnums=0, out_shardings=(shardings.weights, None))
-    jitted_finish = jax.jit(finish, donate_argnums=(0, 1), static_argnums=2, out_shardings=(shardings, None))
+    jitted_finish = jax.jit(finish, donate_argnums=0, static_argnums=2, out_shardings=(shardings, None))
 
     def step(state: TrainState, frozen: Weights, batches: Sequence[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
         if len(batches) == 1:  # fused, so that gradients need not all exist at the same time
