@@ -6,8 +6,8 @@ with 0 and ends with 1; CLIP starts with the last id but one, and ends and pads 
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -77,6 +77,7 @@ def _pieces(count: int) -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(model["vocab"], key=model["vocab"].get), merges
 
 
-def _texts() -> Iterable[str]:
+@functools.cache  # it takes seconds, and a run makes two tokenizers
+def _texts() -> tuple[str, ...]:
     """Captions as the encoders get them, with every motion score."""
-    return (annotate(text, 24, 1 + index % 7) for index, text in enumerate(corpus(CAPTIONS, seed=0)))
+    return tuple(annotate(text, 24, 1 + index % 7) for index, text in enumerate(corpus(CAPTIONS, seed=0)))
