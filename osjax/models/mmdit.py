@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from osjax.models.rope import Rope, after_text, rotate
 
 Streams = tuple[jax.Array, jax.Array]
 JointAttention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Whether blocks are computed again in the backward pass, or a policy of `jax.checkpoint` that says what of them is not.
+Remat = bool | Callable[..., bool]
 TIME_EMBEDDING_WIDTH = 256
 
 
@@ -233,15 +236,15 @@ class MMDiT(nnx.Module):
         cond_bnc: jax.Array | None = None,
         guidance_b: jax.Array | None = None,
         *,
-        remat: bool = False,
+        remat: Remat = False,
     ) -> jax.Array:
         """Velocity [B, N, C] of the tokens `img_bnc` [B, N, C] at time `t_b` [B] in [0, 1].
 
         txt [B, L, context_in_dim], vec [B, vec_in_dim], cond [B, N, C + patch²] (mask first), guidance [B]; `rope` over
         the N image tokens; `attention(q, k, v)` on [B, L + N, H, D] each, text tokens first. `remat` keeps only what
-        enters each block for the backward pass, and computes the block again there.
+        enters each block for the backward pass, and computes the block again there; a policy may keep more.
         """
-        kept = functools.partial(jax.checkpoint, prevent_cse=False) if remat else lambda block: block
+        kept = functools.partial(_recomputed, remat=remat)
         img_bnf, txt_blf, vec_bf = self.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
 
         @kept
@@ -263,3 +266,10 @@ class MMDiT(nnx.Module):
 def merge_heads(x_bmhd: jax.Array) -> jax.Array:
     """[B, M, H, D] → [B, M, H·D]."""
     return x_bmhd.reshape(*x_bmhd.shape[:2], -1)
+
+
+def _recomputed(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    if not remat:
+        return block
+    # The two passes are loops of their own, so that the compiler cannot merge what both of them compute.
+    return jax.checkpoint(block, prevent_cse=False, policy=None if remat is True else remat)
