@@ -45,14 +45,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def making_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Gives a temporary folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    `path` must not exist, but for an empty folder. What killed processes left behind for it is removed. Raises
-    OsjaxError for a path that is taken, and for whatever the disk refuses, inside the block too.
+    `path` must not exist, but for an empty folder; with `replace` it may, and stays until the new one is whole. What
+    killed processes left behind for it is removed. Raises OsjaxError for a path that is taken, and for whatever the
+    disk refuses, inside the block too.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OsjaxError(f"{path} exists: remove it, or choose another place")
     temporary = _temporary(path)
     make_folder(path.parent)
@@ -62,8 +63,12 @@ def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         for made in temporary.rglob("*"):
             _flush(made)
+        if replace and path.exists():
+            os.replace(path, _temporary(path))  # at once, which removing it is not
         os.replace(temporary, path)
         _flush(path.parent)
+        if replace:
+            _remove_leftovers(path)
     except OSError as error:
         raise OsjaxError(
             f"cannot write {path} ({_reason(error)}): choose a place you may write to, on a disk with space left"

@@ -91,8 +91,7 @@ def export(parts: Parts, weights: Weights, folder: Path, dtype: jnp.dtype, chang
     changed: component → fields of its config that training has found, such as the autoencoder's scale_factor. A bundle
     of that name is replaced. Raises OsjaxError if the disk refuses.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    with files.making_folder(folder) as beside:
+    with files.making_folder(folder, replace=True) as beside:
         modules = parts.build(weights)
         written = {}
         for name, component in parts.components.items():
@@ -136,6 +135,8 @@ def _described(name: str, options: Mapping[str, Any]) -> Component:
     if kind not in MODELS:
         raise OsjaxError(f"new.{name}.kind is {kind!r}: use one of {', '.join(MODELS)}")
     about = {key: config.pop(key, None) for key in ("tokenizer", "max_length")}
+    if about["tokenizer"] is not None and about["max_length"] is None:
+        raise OsjaxError(f"new.{name} has a tokenizer but no max_length: give the tokens of a prompt, such as 64")
     component = Component(kind=kind, config=config, dtype="float32", parameters=0, bytes=0, folder=name, **about)
     return dataclasses.replace(component, config=dataclasses.asdict(model_config(component)))
 

@@ -154,6 +154,25 @@ def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
     assert (tmp_path / "folder" / "a.txt").read_text() == "whole"
 
 
+def test_a_folder_is_replaced_by_a_whole_one_only(tmp_path):
+    folder = tmp_path / "folder"
+
+    def write(content: str, error: Exception | None = None) -> None:
+        with making_folder(folder, replace=True) as temporary:
+            (temporary / content).touch()
+            assert not folder.exists() or os.listdir(folder) == ["first"]  # it is there until the new one is whole
+            if error is not None:
+                raise error
+
+    write("first")
+    with pytest.raises(OsjaxError, match="cannot write"):
+        write("second", OSError(28, "No space left on device"))
+    assert os.listdir(folder) == ["first"]
+    write("third")
+    assert os.listdir(folder) == ["third"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 def test_digest(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
