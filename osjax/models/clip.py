@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.layers import stack_blocks
+from osjax.models.layers import Embed, stack_blocks
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class CLIPText(nnx.Module):
     """Token ids to states and a pooled vector, without CLIP's projection to the space it shares with images."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.bfloat16):
-        embed = functools.partial(nnx.Embed, features=config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        embed = functools.partial(Embed, features=config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.config = config
         self.dtype = dtype
         self.token_embed = embed(config.vocab_size)

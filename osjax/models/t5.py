@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.layers import RMSNorm, stack_blocks
+from osjax.models.layers import Embed, RMSNorm, stack_blocks
 
 _ACTIVATIONS = {
     "gated-gelu": functools.partial(jax.nn.gelu, approximate=True),
@@ -121,8 +121,8 @@ class T5Encoder(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.bfloat16):
         self.config = config
         self.dtype = dtype
-        self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.relative_bias = nnx.Embed(
+        self.embed = Embed(config.vocab_size, config.d_model, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.relative_bias = Embed(
             config.relative_attention_num_buckets, config.num_heads, dtype=jnp.float32, param_dtype=dtype, rngs=rngs
         )
         self.blocks = stack_blocks(functools.partial(T5Block, config, dtype=dtype), config.num_layers, rngs)
