@@ -18,7 +18,7 @@ from osjax.files import make_folder, replacing
 from osjax.text.annotate import annotate
 from osjax.training.captions import corpus
 
-CAPTIONS = 20_000
+CAPTIONS = 4_000
 BYTES = 256
 
 

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from osjax import adapters
 from osjax.bundle import read_bundle
@@ -37,6 +39,21 @@ def exported(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in weights.items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory) -> Iterator[Path]:
+    """Programs are kept on disk, as each of these runs compiles the same ones."""
+    folder = tmp_path_factory.mktemp("programs")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(folder))
+    jax.config.update(names[1], 0.2)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A run of 8 steps that nothing interrupted, saved at every second one."""
@@ -60,7 +77,7 @@ def test_bundle_of_a_run_is_whole(whole):
     assert all(np.isfinite(array.astype(np.float32)).all() for array in exported(whole / "bundle").values())
 
 
-def test_killed_and_resumed_is_bit_equal(whole, tmp_path):
+def test_killed_and_resumed_is_bit_equal(whole, tmp_path, compiled_once):
     """kill -9 between two checkpoints; the rest of the run repeats what was lost."""
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
@@ -69,7 +86,9 @@ def test_killed_and_resumed_is_bit_equal(whole, tmp_path):
         "from osjax.training import loop\n"
         "loop.run(micro.flow(steps=8), Path(sys.argv[1]))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(ROOT)], env=os.environ, cwd=ROOT)
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(compiled_once), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
+    process = subprocess.Popen(command, env=os.environ | cached, cwd=ROOT)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
