@@ -20,6 +20,7 @@ from osjax.models.hunyuan_vae import HunyuanVAE
 from osjax.training.drawing import Tracks, draw
 
 BATCH_AXES = ("data", "fsdp")
+STORED = np.float16  # of what frozen encoders make: latents have deviation 1, embeddings are normalised
 # Which end of the clip, and how many frames from there, are encoded by themselves: ("head", 1) is the first frame.
 End = tuple[str, int]
 
@@ -62,13 +63,22 @@ def video_of(batch: Any, mesh: Mesh) -> jax.Array:
     """A batch's videos on the mesh, float32 [B, T, H, W, 3] in [-1, 1], whether drawn or read from files."""
     if isinstance(batch, Drawn):
         return draw(put(batch.tracks, mesh), batch.height, batch.width)
-    return put(batch.video_bthwc, mesh).astype(jnp.float32) / 127.5 - 1.0
+    video_bthwc, bucket = batch.video_bthwc, batch.bucket
+    if video_bthwc is None:  # this host's latents are cached, but another host needs its own, and all encode together
+        video_bthwc = np.zeros((len(batch.indices), bucket.num_frames, bucket.height, bucket.width, 3), np.uint8)
+    return put(video_bthwc, mesh).astype(jnp.float32) / 127.5 - 1.0
 
 
 def put(tree: Any, mesh: Mesh) -> Any:
     """Host arrays whose first axis is this host's part of the batch → arrays over the mesh."""
     sharding = NamedSharding(mesh, P(BATCH_AXES))
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
+
+
+def local_rows(tree: Any, mesh: Mesh) -> Any:
+    """The inverse of `put`: this host's rows of arrays over the mesh, however they lie there, as they are stored."""
+    by_rows = jax.device_put(tree, NamedSharding(mesh, P(BATCH_AXES)))
+    return jax.tree.map(_rows_here, by_rows)
 
 
 def local_batch(batch_size: int, mesh: Mesh) -> int:
@@ -80,3 +90,9 @@ def local_batch(batch_size: int, mesh: Mesh) -> int:
             f"use a multiple, such as {-(-batch_size // devices) * devices}"
         )
     return batch_size // jax.process_count()
+
+
+def _rows_here(array: jax.Array) -> np.ndarray:
+    """Each row once, though several devices may hold it."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start], STORED) for start in sorted(shards)])

@@ -17,13 +17,12 @@ from jax.sharding import Mesh
 
 from osjax.errors import OsjaxError
 from osjax.sampling.latents import Text
-from osjax.training.batches import End, Latents, put
+from osjax.training.batches import End, Latents, local_rows, put
 from osjax.training.cache import Cache, Entries
 from osjax.training.options import TrainConfig
 from osjax.training.parts import Parts
 
 Arrays = Mapping[str, Any]
-STORED = np.float16  # latents have deviation 1, embeddings are normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,35 +55,29 @@ def latents_of(entries: Entries | None, cache: Cache | None, mesh: Mesh, encode:
     """Latents over the mesh: the cached ones, or those that `encode` makes, which are then kept."""
     if entries is None:
         return encode()
-    return _from_arrays(put(_cached(entries, cache, lambda: _to_arrays(encode())), mesh))
+    return _from_arrays(put(_cached(entries, cache, mesh, lambda: _to_arrays(encode())), mesh))
 
 
 def texts_of(entries: Entries | None, cache: Cache | None, mesh: Mesh, embed: Callable[[], Text]) -> Text | None:
     """Embeddings over the mesh in the same way; None where no cache is used."""
     if entries is None:
         return None
-    return Text(**put(_cached(entries, cache, lambda: embed()._asdict()), mesh))
+    return Text(**put(_cached(entries, cache, mesh, lambda: embed()._asdict()), mesh))
 
 
-def _cached(entries: Entries, cache: Cache, make: Callable[[], Arrays]) -> Arrays:
+def _cached(entries: Entries, cache: Cache, mesh: Mesh, make: Callable[[], Arrays]) -> Arrays:
     """This host's rows. All hosts compute together if any of them misses an entry."""
     missing = entries.arrays is None
     if jax.process_count() > 1:
         anywhere = bool(multihost_utils.process_allgather(np.asarray(missing)).any())
     else:
         anywhere = missing
-    made = jax.tree.map(_rows_here, dict(make())) if anywhere else {}
+    made = local_rows(dict(make()), mesh) if anywhere else {}
     if not missing:
         return entries.arrays
     for row, key in enumerate(entries.keys):
         cache.put(key, {name: array[row] for name, array in made.items()})
     return made
-
-
-def _rows_here(array: jax.Array) -> np.ndarray:
-    """This host's rows of a batch over the mesh, each once though several devices may hold it."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start], STORED) for start in sorted(shards)])
 
 
 def _to_arrays(latents: Latents) -> dict[str, jax.Array]:

@@ -44,7 +44,7 @@ def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, see
 
 @dataclasses.dataclass(frozen=True)
 class Shelf:
-    """Encoded clips of one bucket, float16: z [N, t, h, w, c], ends [N, …] each, and the scenes they show."""
+    """Encoded clips of one bucket: z [N, t, h, w, c], ends [N, …] each, and the scenes they show."""
 
     z_nthwc: np.ndarray
     ends: Mapping[End, np.ndarray]
@@ -59,7 +59,10 @@ def encoded_shelves(
     encode: Callable[[Drawn], Latents],
     progress: bool = True,
 ) -> list[Shelf]:
-    """Draws and encodes this host's part of `data.clips` scenes, as many of each bucket, a batch's size at a time."""
+    """Draws and encodes this host's part of `data.clips` scenes, as many of each bucket, a batch's size at a time.
+
+    encode: gives the latents in this host's memory (`batches.local_rows`).
+    """
     batches = max(1, data.clips // (len(buckets) * share.clips * share.count))
     bar = tqdm(total=batches * len(buckets) * share.clips, desc="encode clips", unit="clip", disable=not progress)
     shelves = []
@@ -69,7 +72,7 @@ def encoded_shelves(
             for batch in range(batches):
                 first = (((number * batches) + batch) * share.count + share.index) * share.clips
                 some = [scene(seed, first + i) for i in range(share.clips)]
-                rows.append(_half(encode(_drawn(some, bucket, data.fps, np.random.default_rng(0)))))
+                rows.append(encode(_drawn(some, bucket, data.fps, np.random.default_rng(0))))
                 scenes += some
                 bar.update(share.clips)
             ends = {end: np.concatenate([row.ends[end] for row in rows]) for end in rows[0].ends}
@@ -97,14 +100,3 @@ def _drawn(scenes: Sequence[Scene], bucket: Bucket, fps: int, rng: np.random.Gen
 
 def _captions(scenes: Iterable[Scene], fps: int, rng: np.random.Generator) -> list[str]:
     return [annotate(captions.caption(each, rng), fps, each.score) for each in scenes]
-
-
-def _half(latents: Latents) -> Latents:
-    """On the host in float16: latents have deviation 1, and there are many."""
-    return Latents(*(_map(part) for part in latents))
-
-
-def _map(part: object) -> object:
-    if isinstance(part, Mapping):
-        return {end: _map(each) for end, each in part.items()}
-    return np.asarray(part, np.float16)

@@ -16,8 +16,9 @@ from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.models import lora
 from osjax.pipeline import DTYPES
+from osjax.residency import MODELS
 from osjax.training import procedural
-from osjax.training.batches import local_batch
+from osjax.training.batches import local_batch, local_rows
 from osjax.training.buckets import Bucket, make_buckets
 from osjax.training.conditions import all_ends
 from osjax.training.encoding import Caches, open_caches
@@ -59,9 +60,10 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     dtype = _dtype(config)
     parts = open_parts(config.ckpt_path, _with_tokenizers(config.new, folder), _changing(config), dtype)
     share = procedural.Share(local_batch(config.run.batch_size, mesh), jax.process_index(), jax.process_count())
+    _check_whole(config, parts)
     buckets = _buckets(config, parts)
     if config.stage == "vae":
-        stream = _videos(config, buckets, share, Caches())
+        stream = _videos(config, buckets, share, open_caches(config, parts, ()))
         return VAEStage(config, parts, mesh, stream), *load_weights(parts, mesh, jax.random.key(config.run.seed))
     model = parts.modules["mmdit"].config
     _, attention = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, model.head_dim, gradient=True)
@@ -69,10 +71,16 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     caches = open_caches(config, parts, ends)
     stream = _videos(config, buckets, share, caches)
     stage = FlowStage(config, parts, mesh, stream, attention, load_tokenizers(parts.components), caches)
+    adapter = _adapter(config, parts) if config.lora.rank else {}
     trained, frozen = load_weights(parts, mesh, jax.random.key(config.run.seed))
-    if config.lora.rank:
-        trained = _adapter(config, parts)
-    return _encoded_once(stage, frozen, buckets, share), trained, frozen
+    return _encoded_once(stage, frozen, buckets, share), trained | adapter, frozen
+
+
+def _check_whole(config: TrainConfig, parts: Parts) -> None:
+    needed = ("vae",) if config.stage == "vae" else ("mmdit", "vae", "t5", "clip")
+    missing = [name for name in needed if name not in parts.components]
+    if missing:
+        raise OsjaxError(f"stage {config.stage} needs a {' and a '.join(missing)} too: give ckpt_path or new")
 
 
 def _changing(config: TrainConfig) -> tuple[str, ...]:
@@ -103,7 +111,8 @@ def _with_tokenizers(new: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
         made[name] = dict(options)
         if options.get("kind") in TRAINERS and options.get("tokenizer") is None:
             place = folder / "tokenizers" / name
-            train_tokenizer(options["kind"], options["vocab_size"], place)
+            default = MODELS[options["kind"]][1].vocab_size
+            train_tokenizer(options["kind"], options.get("vocab_size", default), place)
             made[name]["tokenizer"] = str(place)
     return made
 
@@ -135,6 +144,8 @@ def _encoded_once(stage: FlowStage, frozen: Weights, buckets: tuple[Bucket, ...]
     data, seed = stage.config.data, stage.config.run.seed
     if data.path is not None or not data.clips:
         return stage
-    shelves = procedural.encoded_shelves(data, buckets, share, seed, lambda batch: stage.encode(frozen, batch))
+    shelves = procedural.encoded_shelves(
+        data, buckets, share, seed, lambda batch: local_rows(stage.encode(frozen, batch), stage.mesh)
+    )
     stage.stream.close()
     return dataclasses.replace(stage, stream=procedural.encoded_stream(shelves, data, share.clips, seed))
