@@ -36,7 +36,7 @@ class FlowBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FlowStage:
-    """See `osjax.training.loop.Stage`. With an adapter (`adapter`), that is what is trained, the MMDiT being frozen."""
+    """See `osjax.training.stages.Stage`. An adapter (`adapter`) is trained in place of the MMDiT, which is frozen."""
 
     config: TrainConfig
     parts: Parts

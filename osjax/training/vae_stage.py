@@ -23,7 +23,7 @@ from osjax.training.streams import Stream
 
 @dataclasses.dataclass(frozen=True)
 class VAEStage:
-    """See `osjax.training.loop.Stage`."""
+    """See `osjax.training.stages.Stage`."""
 
     config: TrainConfig
     parts: Parts
