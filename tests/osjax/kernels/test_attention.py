@@ -194,3 +194,9 @@ def test_auto_takes_the_fastest_and_a_name_is_taken_at_its_word(name, device, dt
 def test_a_name_that_cannot_run_here_is_an_error(name, device, dtype) -> None:
     with pytest.raises(OsjaxError, match="use "):
         choose_attention(name, device, dtype)
+
+
+def test_training_takes_what_has_a_gradient() -> None:
+    assert choose_attention("auto", gpu("9.0"), BF16, 128, gradient=True)[0] == "cudnn"
+    with pytest.raises(OsjaxError, match="attention pallas has no gradient: train with --attention auto"):
+        choose_attention("pallas", gpu("9.0"), BF16, 128, gradient=True)
