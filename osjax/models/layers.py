@@ -89,6 +89,6 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def stack_blocks(make: Callable[..., nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` blocks as one module whose parameters carry a leading layer axis, for `jax.lax.scan`.
 
-    `make(rngs=rngs)` builds one block; each layer draws from its own fork of the rngs.
+    `make(rngs=rngs)` builds one block; each layer draws from its own part of the rngs.
     """
-    return nnx.vmap(lambda rngs: make(rngs=rngs), in_axes=(0,), out_axes=0)(rngs.fork(split=count))
+    return nnx.vmap(lambda rngs: make(rngs=rngs), in_axes=(0,), out_axes=0)(rngs.split(count))
