@@ -52,8 +52,15 @@ class Adapter:
         return self.path.resolve().name
 
 
-def save(folder: str | os.PathLike[str], adapter: LoRA, base: Any, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes an adapter as the folder `folder`, which must not exist yet; whole or not at all.
+def save(
+    folder: str | os.PathLike[str],
+    adapter: LoRA,
+    base: Any,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
+) -> None:
+    """Writes an adapter as the folder `folder`, whole or not at all; it must not exist yet, unless it may be replaced.
 
     base: config dataclass of the model that it is for; metadata: what JSON takes, such as how it was trained.
     Raises OsjaxError for what the disk refuses.
@@ -69,7 +76,7 @@ def save(folder: str | os.PathLike[str], adapter: LoRA, base: Any, metadata: Map
         "sha256": _digest(arrays, adapter.scale),
         "metadata": dict(metadata or {}),
     }
-    with making_folder(folder) as temporary:
+    with making_folder(folder, replace=replace) as temporary:
         (temporary / ARRAYS).mkdir()
         save_arrays(temporary / ARRAYS, arrays)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -151,8 +150,7 @@ def _sample(stage: Stage, state: TrainState, frozen: Weights, batch: Any, metric
 def _export(config: TrainConfig, folder: Path, stage: Stage, state: TrainState, frozen: Weights, batch: Any) -> Path:
     if config.lora.rank:
         place = folder / "lora"
-        shutil.rmtree(place, ignore_errors=True)
-        adapters.save(place, adapter(state.best, config), stage.parts.modules["mmdit"].config)
+        adapters.save(place, adapter(state.best, config), stage.parts.modules["mmdit"].config, replace=True)
         return place
     return export(
         stage.parts, frozen | state.best, folder / "bundle", EXPORT_DTYPE, stage.found(state.best, frozen, batch)

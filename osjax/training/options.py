@@ -17,8 +17,8 @@ from osjax.request import MAX_SEED
 class OptimOptions:
     """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; the defaults are those of Open-Sora 2.0.
 
-    warmup_steps: linear from 0 to `lr`; schedule: then `constant`, or `cosine` down to `final_lr_share` · lr at the
-    run's last step; accumulate: batches whose gradients are averaged into one step; ema_decay: of the averaged
+    warmup_steps: linear from 0 to `lr`; schedule: then `constant`, or `cosine` down to `final_lr_share` · lr as
+    the run ends; accumulate: batches whose gradients are averaged into one step; ema_decay: of the averaged
     weights that are exported and sampled from, 0 for none.
     """
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.models import lora
+from osjax.parallel.local_attention import attend_locally
 from osjax.pipeline import DTYPES
 from osjax.residency import MODELS
 from osjax.training import procedural
@@ -66,7 +67,8 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
         stream = _videos(config, buckets, share, open_caches(config, parts, ()))
         return VAEStage(config, parts, mesh, stream), *load_weights(parts, mesh, jax.random.key(config.run.seed))
     model = parts.modules["mmdit"].config
-    _, attention = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, model.head_dim, gradient=True)
+    _, attend = choose_attention(config.run.attention, mesh.devices.flat[0], dtype, model.head_dim, gradient=True)
+    attention = attend_locally(attend, mesh)
     ends = all_ends(config.flow.conditions, parts.modules["vae"].config.time_compression_ratio)
     caches = open_caches(config, parts, ends)
     stream = _videos(config, buckets, share, caches)

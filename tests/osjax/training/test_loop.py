@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from osjax import adapters
 from osjax.bundle import read_bundle
@@ -27,6 +25,8 @@ from tests.osjax.training import micro
 
 ROOT = Path(__file__).parents[3]
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def with_run(config: TrainConfig, **run: object) -> TrainConfig:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
@@ -39,23 +39,8 @@ def exported(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in weights.items()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory) -> Iterator[Path]:
-    """Programs are kept on disk, as each of these runs compiles the same ones."""
-    folder = tmp_path_factory.mktemp("programs")
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(folder))
-    jax.config.update(names[1], 0.2)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, compiled_once) -> Path:
     """A run of 8 steps that nothing interrupted, saved at every second one."""
     folder = tmp_path_factory.mktemp("whole")
     ended = loop.run(micro.flow(steps=8), folder)
