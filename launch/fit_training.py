@@ -39,11 +39,13 @@ from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.rope import Rope
 from osjax.models.t5 import T5Config, T5Encoder
+from osjax.parallel.mesh import TrainingMeshShape
 from osjax.parallel.weights import weight_spec
 from osjax.sampling.geometry import LatentGrid, image_size, latent_grid
 from osjax.sampling.latents import Text
 from osjax.training.flow import Clean, Draw, flow_loss
 from osjax.training.options import LoRAOptions, OptimOptions
+from osjax.training.parts import named
 from osjax.training.state import abstract_start
 
 TEXT_TOKENS = 512
@@ -94,7 +96,7 @@ def placed(component: str, arrays: dict[str, Any], mesh: AbstractMesh) -> dict[s
     def place(name: str, leaf: Abstract) -> Abstract:
         return Abstract(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, weight_spec(name, leaf.shape, mesh)))
 
-    return {f"{component}.{leaf}": place(f"{component}.{leaf}", array) for leaf, array in arrays.items()}
+    return {name: place(name, array) for name, array in named(component, arrays).items()}
 
 
 def fused(q_bmhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
@@ -152,7 +154,8 @@ def activations(config: MMDiTConfig, grid: LatentGrid, dtype: jnp.dtype) -> tupl
 
 def needs(config: MMDiTConfig, grid: LatentGrid, fsdp: int, rank: int, dtype: jnp.dtype = jnp.bfloat16) -> Need:
     """Of training the MMDiT on `fsdp` devices with a clip of that grid each, or an adapter of it if `rank` is not 0."""
-    mesh = AbstractMesh((1, fsdp, 1), ("data", "fsdp", "tensor"))
+    axes = dataclasses.asdict(TrainingMeshShape(fsdp=fsdp))
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
     model = abstract_model(MMDiT, config, dtype)
     frozen = [placed(name, leaves.flatten(abstract_model(make, kind(), dtype)), mesh) for name, make, kind in ENCODERS]
     weights, copies = placed("mmdit", leaves.flatten(model), mesh), 0.0

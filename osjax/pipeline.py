@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from osjax import adapters, provenance
@@ -115,18 +116,22 @@ class Pipeline:
         bundle = read_bundle(EMBEDDED if path is None else Path(path))
         devices = make_mesh(parse_mesh(mesh))
         residency = Residency(bundle, devices, DTYPES[dtype], offload=offload)
-        width = residency.config("mmdit").head_dim
-        chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype], width)
-        pipeline = cls(
-            residency=residency,
-            where=Where(devices, attend),
-            attention=chosen,
-            dtype=dtype,
-            label="embedded tiny bundle" if path is None else Path(path).resolve().name,
-            progress=progress,
-        )
+        label = "embedded tiny bundle" if path is None else Path(path).resolve().name
+        pipeline = cls.over(residency, devices, dtype, attention, label, progress=progress)
         pipeline.use_lora(lora)
         return pipeline
+
+    @classmethod
+    def over(
+        cls, residency: Residency, mesh: Mesh, dtype: str, attention: str, label: str, *, progress: bool
+    ) -> Pipeline:
+        """A pipeline over models of that dtype on the mesh, wherever they come from; label: what provenance calls them.
+
+        Raises OsjaxError for an attention that cannot be used here.
+        """
+        width = residency.config("mmdit").head_dim
+        chosen, attend = choose_attention(attention, mesh.devices.flat[0], DTYPES[dtype], width)
+        return cls(residency, Where(mesh, attend), chosen, dtype, label, progress)
 
     def use_lora(self, lora: Sequence[tuple[str | os.PathLike[str], float]] = ()) -> None:
         """From now on draws with these LoRAs, each the folder of one and its weight, and with no others.

@@ -54,6 +54,13 @@ def model_config(component: Component) -> Any:
     return config_class(**component.config)
 
 
+def abstract_model(component: Component, dtype: jnp.dtype) -> nnx.Module:
+    """The component's model with `jax.ShapeDtypeStruct` leaves of that dtype. Raises OsjaxError as `model_config`."""
+    model_class, _ = MODELS[component.kind]
+    config = model_config(component)
+    return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
 class Residency:
     """The models of one bundle on one mesh, in one dtype. `modules`: those that are in memory already."""
 
@@ -113,10 +120,7 @@ class Residency:
         return jax.device_put(_merge(module, loaded), self._sharding)
 
     def _abstract(self, name: str) -> nnx.Module:
-        component = self.bundle.component(name)
-        model_class, _ = MODELS[component.kind]
-        config = model_config(component)
-        return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=self.dtype))
+        return abstract_model(self.bundle.component(name), self.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -2,7 +2,7 @@
 
 Source: ours; the architectures are the full model's, rectified flow and condition masks too. Latents are encoded once,
 captions are written anew each time a clip is seen.
-Expected result: runs/tiny_flow/bundle, every part of a pipeline; figures and time in osjax/assets/tiny/README.md.
+Expected result: runs/tiny_flow/bundle, every part of a pipeline. Not trained yet, for want of an autoencoder.
 
     osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle
 """

@@ -5,7 +5,6 @@ A key is a field of `configs/base.py`; values take the field's type.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from osjax.cli.overrides import Field, Fields, flatten, parser_of, run_file
+from osjax.cli.overrides import Field, Fields, flatten, new_parser, parser_of, run_file
 from osjax.cli.parser import Parser
 from osjax.errors import OsjaxError
 
@@ -136,12 +135,11 @@ def markdown() -> str:
 
 
 def _parser(fields: Fields) -> Parser:
-    parser = Parser(
-        "osjax generate",
-        usage="osjax generate [CONFIG] [--key value ...]",
-        description="Make videos. CONFIG is a name (256px, 768px, tiny) or the path of a .py file.",
-        epilog="In keys dashes equal underscores, and a section may be named: --sampling_option.num-steps.",
-        argument_default=argparse.SUPPRESS,
+    parser = new_parser(
+        "generate",
+        "osjax generate [CONFIG] [--key value ...]",
+        "Make videos. CONFIG is a name (256px, 768px, tiny) or the path of a .py file.",
+        "--sampling_option.num-steps",
     )
     parser.add_argument("--from", metavar="FILE", help="repeat the video in FILE, by the provenance it carries")
     fields.add_to(parser, HELP)

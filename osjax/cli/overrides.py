@@ -106,6 +106,17 @@ class Fields:
         return OsjaxError(f"unknown option --{key}: did you mean --{self.nearest(key)}?")
 
 
+def new_parser(command: str, usage: str, description: str, example: str) -> Parser:
+    """A parser for keys; what is not given is left out of what it returns. example: a key with its section."""
+    return Parser(
+        f"osjax {command}",
+        usage=usage,
+        description=description,
+        epilog=f"In keys dashes equal underscores, and a section may be named: {example}.",
+        argument_default=argparse.SUPPRESS,
+    )
+
+
 def run_file(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     """The configuration of that name in `folder`, or of the `.py` file at that path: the file, and nested options.
 

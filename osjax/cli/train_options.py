@@ -6,14 +6,13 @@ A key is a field of `osjax/training/options.py`, whose type hints say what it ta
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.train import base
-from osjax.cli.overrides import Field, Fields, flatten, parser_of, run_file
+from osjax.cli.overrides import Field, Fields, flatten, new_parser, parser_of, run_file
 from osjax.cli.parser import Parser
 from osjax.cli.sections import below, build, describe, fit, hint_of, hints, word_parser
 from osjax.errors import OsjaxError
@@ -146,12 +145,11 @@ def markdown() -> str:
 
 
 def _parser(fields: Fields) -> Parser:
-    parser = Parser(
-        "osjax train",
-        usage="osjax train CONFIG [--key value ...]\n       osjax train --prepare TABLE FOLDER",
-        description="Train a model. CONFIG is a name in configs/train/ or the path of a .py file.",
-        epilog="In keys dashes equal underscores, and a section may be named: --optim.warmup-steps.",
-        argument_default=argparse.SUPPRESS,
+    parser = new_parser(
+        "train",
+        "osjax train CONFIG [--key value ...]\n       osjax train --prepare TABLE FOLDER",
+        "Train a model. CONFIG is a name in configs/train/ or the path of a .py file.",
+        "--optim.warmup-steps",
     )
     parser.add_argument("--out", metavar="FOLDER", help="of the run's outputs [runs/CONFIG]")
     parser.add_argument("--resume", choices=_RESUME, help="auto: go on from the newest checkpoint, if any [auto]")

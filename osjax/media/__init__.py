@@ -5,7 +5,7 @@ of files are uint8.
 """
 
 from osjax.media.clips import VIDEO_SUFFIXES, read_clip, read_reference, resize_clip_to_cover
-from osjax.media.images import read_image, resize_to_cover
+from osjax.media.images import read_image, resize_to_cover, to_model
 from osjax.media.write import MediaInfo, probe, to_uint8, write_mp4, write_png
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "read_reference",
     "resize_clip_to_cover",
     "resize_to_cover",
+    "to_model",
     "to_uint8",
     "write_mp4",
     "write_png",

@@ -69,7 +69,7 @@ def cover(height: int, width: int, to_height: int, to_width: int) -> tuple[int, 
 
 
 def to_model(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 255], of any shape, to float32 in [-1, 1]."""
+    """Pixels in [0, 255], of any shape, to float32 in [-1, 1]; arrays on a device stay there."""
     return (pixels.astype(np.float32) / 255 - 0.5) / 0.5
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from osjax.kernels.attention import Attention
+from osjax.parallel.specs import TRAINING_ROWS
 
 
 def attend_locally(attend: Attention, mesh: Mesh) -> Attention:
@@ -25,7 +26,7 @@ def attend_locally(attend: Attention, mesh: Mesh) -> Attention:
 
     def attention(q_bmhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
         heads = "tensor" if q_bmhd.shape[2] % mesh.shape["tensor"] == 0 else None
-        spec = P(("data", "fsdp"), None, heads, None)
+        spec = P(*TRAINING_ROWS, None, heads, None)
         return jax.shard_map(attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)(q_bmhd, k_bmhd, v_bmhd)
 
     return attention

@@ -25,3 +25,6 @@ class Specs:
 
 
 SPECS = Specs()
+
+# Training: rows of a batch, whatever dims follow. Weights have a table of their own, `osjax/parallel/weights.py`.
+TRAINING_ROWS = P(("data", "fsdp"))

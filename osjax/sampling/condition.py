@@ -136,11 +136,17 @@ def condition(
     mask_t = condition_masks(kind, t, causal)
     mask_b = np.array([len(sample) > 0 for sample in references], np.float32)
     mask_bthw1 = np.broadcast_to(np.einsum("b,t->bt", mask_b, mask_t)[:, :, None, None, None], (b, t, h, w, 1))
-    rows = [_fill(jnp.zeros((t, h, w, c), dtype), sample, kind, causal) for sample in references]
+    rows = [fill_ends(jnp.zeros((t, h, w, c), dtype), sample, kind, causal) for sample in references]
     return jnp.asarray(mask_bthw1, dtype), jnp.stack(rows)
 
 
-def _fill(zeros_thwc: jax.Array, sample: Sequence[jax.Array], kind: ConditionKind, causal: bool) -> jax.Array:
+def fill_ends(
+    zeros_thwc: jax.Array, sample: Sequence[jax.Array], kind: ConditionKind, causal: bool = True
+) -> jax.Array:
+    """The latents of one sample's references, each thwc, at the ends that `kind` gives; zeros elsewhere.
+
+    Without references, or in a single frame, there are zeros only. Raises OsjaxError for a reference that is too short.
+    """
     if not sample or zeros_thwc.shape[0] == 1:
         return zeros_thwc
     given = kind.latents(causal)

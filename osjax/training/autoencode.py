@@ -49,6 +49,9 @@ def psnr(squared_error: jax.Array) -> jax.Array:
 
 
 def latent_scale(z_bthwc: jax.Array, scale_factor: float, shift_factor: float) -> dict[str, float]:
-    """The scale_factor and shift_factor for which latents as `encode` returned them have mean 0 and deviation 1."""
+    """The scale_factor and shift_factor for which the clips of these latents would have mean 0 and deviation 1.
+
+    z [B, t, h, w, c]: as `encode` returned them; scale_factor, shift_factor: those that it used.
+    """
     raw_bthwc = z_bthwc.astype(jnp.float32) / scale_factor + shift_factor
     return {"scale_factor": float(1 / raw_bthwc.std()), "shift_factor": float(raw_bthwc.mean())}

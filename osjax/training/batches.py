@@ -6,6 +6,7 @@ B clips, T/H/W frames/rows/columns in pixels, t/h/w in latents, c latent channel
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from osjax.errors import OsjaxError
+from osjax.media import to_model
 from osjax.models.hunyuan_vae import HunyuanVAE
+from osjax.parallel.specs import TRAINING_ROWS
 from osjax.training.drawing import Tracks, draw
 
-BATCH_AXES = ("data", "fsdp")
 STORED = np.float16  # of what frozen encoders make: latents have deviation 1, embeddings are normalised
 # Which end of the clip, and how many frames from there, are encoded by themselves: ("head", 1) is the first frame.
 End = tuple[str, int]
@@ -66,24 +67,24 @@ def video_of(batch: Any, mesh: Mesh) -> jax.Array:
     video_bthwc, bucket = batch.video_bthwc, batch.bucket
     if video_bthwc is None:  # this host's latents are cached, but another host needs its own, and all encode together
         video_bthwc = np.zeros((len(batch.indices), bucket.num_frames, bucket.height, bucket.width, 3), np.uint8)
-    return put(video_bthwc, mesh).astype(jnp.float32) / 127.5 - 1.0
+    return to_model(put(video_bthwc, mesh))
 
 
 def put(tree: Any, mesh: Mesh) -> Any:
     """Host arrays whose first axis is this host's part of the batch → arrays over the mesh."""
-    sharding = NamedSharding(mesh, P(BATCH_AXES))
+    sharding = NamedSharding(mesh, TRAINING_ROWS)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
 
 
 def local_rows(tree: Any, mesh: Mesh) -> Any:
     """The inverse of `put`: this host's rows of arrays over the mesh, however they lie there, as they are stored."""
-    by_rows = jax.device_put(tree, NamedSharding(mesh, P(BATCH_AXES)))
+    by_rows = jax.device_put(tree, NamedSharding(mesh, TRAINING_ROWS))
     return jax.tree.map(_rows_here, by_rows)
 
 
 def local_batch(batch_size: int, mesh: Mesh) -> int:
     """Clips of a batch that this host brings. Raises OsjaxError for a batch that does not divide over the mesh."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = math.prod(mesh.shape[axis] for axis in TRAINING_ROWS[0])
     if batch_size % devices:
         raise OsjaxError(
             f"run.batch_size {batch_size} does not divide over data x fsdp = {devices} devices: "

@@ -5,13 +5,14 @@ B clips, t/h/w latent frames/rows/columns, c latent channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from osjax.errors import OsjaxError
-from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks
+from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks, fill_ends
 from osjax.training.batches import End, Latents
 from osjax.training.flow import Clean
 
@@ -52,7 +53,8 @@ def condition_clips(latents: Latents, weights: Mapping[str, float], ratio: int, 
     for number, kind in enumerate(fitting.values()):
         chosen_b = drawn_b == number
         mask_bt = jnp.where(chosen_b[:, None], condition_masks(kind, t), mask_bt)
-        filled_bthwc = _fill(jnp.zeros_like(z_bthwc), latents, ends_of(kind, ratio) if t > 1 else ())
+        references = [latents.ends[end] for end in ends_of(kind, ratio)] if t > 1 else []
+        filled_bthwc = jax.vmap(functools.partial(fill_ends, kind=kind))(jnp.zeros_like(z_bthwc), references)
         given_bthwc = jnp.where(chosen_b[:, None, None, None, None], filled_bthwc, given_bthwc)
     mask_bthw1 = jnp.broadcast_to(mask_bt[:, :, None, None, None], (*z_bthwc.shape[:-1], 1))
     return Clean(z_bthwc, mask_bthw1, given_bthwc)
@@ -61,13 +63,3 @@ def condition_clips(latents: Latents, weights: Mapping[str, float], ratio: int, 
 def _given(kind: ConditionKind) -> int:
     """Latent frames that a kind gives in all."""
     return kind.latents() * kind.references
-
-
-def _fill(zeros_bthwc: jax.Array, latents: Latents, ends: tuple[End, ...]) -> jax.Array:
-    filled_bthwc = zeros_bthwc
-    for end in ends:
-        given_bthwc = latents.ends[end]
-        count = given_bthwc.shape[1]
-        at = slice(None, count) if end[0] == "head" else slice(-count, None)
-        filled_bthwc = filled_bthwc.at[:, at].set(given_bthwc)
-    return filled_bthwc

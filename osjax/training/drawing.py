@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osjax.media import to_uint8
+from osjax.media import to_model, to_uint8
 from osjax.training.shapes import BACKGROUNDS, COLORS, SECONDS, Scene, check_length, trajectory
 
 MOST_THINGS = 2
@@ -57,8 +57,8 @@ def tracks(scene: Scene, height: int, width: int, num_frames: int = 33, fps: flo
         centre[i] = corner + side * at
         angle[i] += _UPRIGHT.get(thing.shape, 0.0)
         tips[i], inner[i] = TIPS[thing.shape], INNER[thing.shape]
-        rgb[i] = _to_model(COLORS[thing.color])
-    fields = (centre, side * radius, angle, tips, inner, rgb, _to_model(BACKGROUNDS[scene.background]))
+        rgb[i] = to_model(np.array(COLORS[thing.color]))
+    fields = (centre, side * radius, angle, tips, inner, rgb, to_model(np.array(BACKGROUNDS[scene.background])))
     return Tracks(*(field.astype(np.float32) for field in fields))
 
 
@@ -108,7 +108,3 @@ def draw_clip(scene: Scene, height: int, width: int, num_frames: int = 33, fps: 
     """One clip as uint8 [T, H, W, 3]. Raises OsjaxError for a clip longer than the scene."""
     batch = stack([tracks(scene, height, width, num_frames, fps)])
     return np.asarray(to_uint8(draw(batch, height, width)[0]))
-
-
-def _to_model(rgb: tuple[int, int, int]) -> np.ndarray:
-    return np.asarray(rgb) / 127.5 - 1

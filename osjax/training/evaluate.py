@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from osjax.errors import OsjaxError
 from osjax.files import replacing
-from osjax.media import write_mp4, write_png
+from osjax.media import to_model, write_mp4, write_png
 from osjax.pipeline import Pipeline
 from osjax.request import Request
 from osjax.sampling.condition import condition_kind
@@ -139,7 +139,7 @@ def autoencoder_scores(artist: Artist, prompts: Sequence[Prompt]) -> dict[str, f
     closeness = []
     for prompt in prompts:
         truth = artist.truth(artist.base, prompt.scene)
-        (z_thwc,) = artist.pipeline.encode_references(artist.base, [truth.astype(np.float32) / 127.5 - 1])
+        (z_thwc,) = artist.pipeline.encode_references(artist.base, [to_model(truth)])
         closeness.append(psnr(artist.pipeline.decode(z_thwc[None])[0, : len(truth)], truth))
         artist.bar.update()
     return {"prompts": len(prompts), "psnr": round(float(np.mean(closeness)), 2)}

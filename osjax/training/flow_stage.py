@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from osjax import adapters
 from osjax.kernels.attention import Attention
 from osjax.models import lora
 from osjax.models.lora import LoRA
@@ -21,22 +23,24 @@ from osjax.training.batches import Drawn, Encoded, Latents, encode, put, video_o
 from osjax.training.encoding import Caches, latents_of, texts_of
 from osjax.training.flow import draw, flow_loss, grid_of
 from osjax.training.options import TrainConfig
-from osjax.training.parts import Parts, only
+from osjax.training.parts import Parts, export, only
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
 
 
 class FlowBatch(NamedTuple):
-    """On the mesh: latents, and prompts as token ids or encoded, with the empty prompt of the same kind."""
+    """On the mesh: latents, and prompts as token ids or encoded."""
 
     latents: Latents
     prompts: text.Prompts
-    empty: text.Prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowStage:
-    """See `osjax.training.stages.Stage`. An adapter (`adapter`) is trained in place of the MMDiT, which is frozen."""
+    """See `osjax.training.stages.Stage`. An adapter (`adapter`) is trained in place of the MMDiT, which is frozen.
+
+    empty: the empty prompt, one row, as token ids or encoded like the prompts of every batch.
+    """
 
     config: TrainConfig
     parts: Parts
@@ -44,6 +48,7 @@ class FlowStage:
     stream: Stream
     attention: Attention
     tokenizers: Mapping[str, Tokenizer]
+    empty: text.Prompts
     caches: Caches
 
     def loss(
@@ -53,7 +58,7 @@ class FlowStage:
         kinds, dropped, noise = jax.random.split(key, 3)
         model, ratio = modules["mmdit"], modules["vae"].config.time_compression_ratio
         clean = conditions.condition_clips(batch.latents, options.conditions, ratio, kinds)
-        prompts = text.drop(batch.prompts, batch.empty, dropped, options.text_dropout)
+        prompts = text.drop(batch.prompts, self.empty, dropped, options.text_dropout)
         grid = grid_of(clean.z_bthwc, model.config.patch_size)
         loss, _ = flow_loss(
             model,
@@ -81,11 +86,9 @@ class FlowStage:
             latents, prompts = self.encode(frozen, batch), ids
         else:
             latents = latents_of(batch.latents, self.caches.latents, self.mesh, lambda: self.encode(frozen, batch))
-            texts = texts_of(batch.texts, self.caches.texts, self.mesh, lambda: self.embed(frozen, ids))
+            texts = texts_of(batch.texts, self.caches.texts, self.mesh, lambda: embed_frozen(self.parts, frozen, ids))
             prompts = ids if texts is None else texts
-        empty = text.tokenized(self.tokenizers, [""])
-        latents = jax.tree.map(lambda each: each.astype(jnp.float32), latents)
-        return FlowBatch(latents, prompts, empty if prompts is ids else self.embed(frozen, empty))
+        return FlowBatch(jax.tree.map(lambda each: each.astype(jnp.float32), latents), prompts)
 
     def encode(self, frozen: Weights, batch: Any) -> Latents:
         """Latents of a batch of videos, drawn or read from files, and of the ends that conditions give."""
@@ -93,17 +96,23 @@ class FlowStage:
         ends = frozenset(conditions.all_ends(self.config.flow.conditions, vae.config.time_compression_ratio))
         return _encode(vae, video_of(batch, self.mesh), ends)
 
-    def embed(self, frozen: Weights, ids: text.TokenIds) -> Text:
-        """Embeddings of token ids by the frozen text encoders."""
-        return _embed(self.parts.build(only(frozen, "t5"), only(frozen, "clip")), ids)
-
     def samples(self, trained: Weights, frozen: Weights, batch: FlowBatch) -> Iterator[tuple[str, np.ndarray]]:
         """The prompts of `run.sample_prompts`, drawn by the pipeline that users have."""
         modules = self.modules(trained, frozen)
         return sampling.draw_prompts(self.parts, modules, self.mesh, self.config)
 
-    def found(self, trained: Weights, frozen: Weights, batch: FlowBatch) -> dict[str, dict[str, float]]:
-        return {}
+    def export(self, folder: Path, trained: Weights, frozen: Weights, batch: FlowBatch) -> Path:
+        """`bundle`, or `lora` if an adapter is trained."""
+        if not self.config.lora.rank:
+            return export(self.parts, frozen | trained, folder / "bundle", {})
+        place = folder / "lora"
+        adapters.save(place, adapter(trained, self.config), self.parts.modules["mmdit"].config, replace=True)
+        return place
+
+
+def embed_frozen(parts: Parts, frozen: Weights, ids: text.TokenIds) -> Text:
+    """Embeddings of token ids by the frozen text encoders."""
+    return _embed(parts.build(only(frozen, "t5"), only(frozen, "clip")), ids)
 
 
 def adapter(weights: Weights, config: TrainConfig) -> LoRA:

@@ -18,22 +18,16 @@ from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from osjax import adapters
 from osjax.errors import OsjaxError
 from osjax.parallel.mesh import TrainingMeshShape, make_mesh, parse_mesh
 from osjax.pipeline import explaining_memory
-from osjax.training.flow_stage import adapter
 from osjax.training.metrics import Metrics
 from osjax.training.options import TrainConfig
-from osjax.training.parts import export
 from osjax.training.snapshots import Snapshots
 from osjax.training.stages import Stage, open_stage
 from osjax.training.state import TrainState, Weights, abstract_start, make_step, start
-
-EXPORT_DTYPE = jnp.bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +58,7 @@ def run(config: TrainConfig, folder: Path, *, force: bool = False) -> Ended:
                 return Ended(int(state.step), None)
             if batch is None:  # nothing was left to do but this
                 batch = stage.prepare(frozen, next(stage.stream))
-            return Ended(int(state.step), _export(config, folder, stage, state, frozen, batch))
+            return Ended(int(state.step), stage.export(folder, state.best, frozen, batch))
 
 
 def _resume_or_start(
@@ -145,16 +139,6 @@ class _Report:
 def _sample(stage: Stage, state: TrainState, frozen: Weights, batch: Any, metrics: Metrics, step: int) -> None:
     for name, frames in stage.samples(state.best, frozen, batch):
         metrics.video(step, name, frames)
-
-
-def _export(config: TrainConfig, folder: Path, stage: Stage, state: TrainState, frozen: Weights, batch: Any) -> Path:
-    if config.lora.rank:
-        place = folder / "lora"
-        adapters.save(place, adapter(state.best, config), stage.parts.modules["mmdit"].config, replace=True)
-        return place
-    return export(
-        stage.parts, frozen | state.best, folder / "bundle", EXPORT_DTYPE, stage.found(state.best, frozen, batch)
-    )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,11 @@ from osjax.errors import OsjaxError
 from osjax.request import MAX_SEED
 
 
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise OsjaxError(f"{name} is {value}: give a share from 0 to 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimOptions:
     """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm; the defaults are those of Open-Sora 2.0.
@@ -56,6 +61,9 @@ class FlowOptions:
     )
     loss_on_given: bool = True
 
+    def __post_init__(self) -> None:
+        _check_share("flow.text_dropout", self.text_dropout)
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEOptions:
@@ -68,6 +76,9 @@ class VAEOptions:
     l2_weight: float = 1.0
     kl_weight: float = 1e-6
     given_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share("vae.given_share", self.given_share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +97,10 @@ class LoRAOptions:
 class DataOptions:
     """Where clips come from: a table of files, or the procedural shapes if `path` is None.
 
-    resolution, aspect_ratios, num_frames: the buckets, every combination of them (what is named twice is drawn twice
-    as often); fps: that clips are brought close to; cache: folder for latents and text embeddings of files, None for
-    none; clips: of shapes, encoded once and reused, 0 for new ones in every batch; workers: files read at a time.
+    resolution, aspect_ratios, num_frames: the buckets, every combination of them (of shapes, what is named twice is
+    drawn twice as often); fps: that clips are brought close to; cache: folder for latents and text embeddings of files,
+    None for none; clips: of shapes, encoded once and reused, 0 for new ones in every batch; workers: files read at a
+    time.
     """
 
     path: str | None = None

@@ -22,7 +22,7 @@ from osjax.bundle import Bundle, Component, read_bundle, write_manifest
 from osjax.checkpoint import load_component, save_module
 from osjax.errors import OsjaxError
 from osjax.parallel.weights import weight_spec
-from osjax.residency import MODELS, model_config
+from osjax.residency import MODELS, abstract_model, model_config
 from osjax.training.initial import initialise
 from osjax.training.state import Weights
 
@@ -65,7 +65,7 @@ def open_parts(
     if missing:
         held = ", ".join(components) or "nothing"
         raise OsjaxError(f"there is no {', '.join(missing)} to train (there is {held}): give ckpt_path or new")
-    modules = {name: _abstract(component, dtype) for name, component in components.items()}
+    modules = {name: abstract_model(component, dtype) for name, component in components.items()}
     folders = {name: bundle.folder(name) for name in components if bundle and name not in new}
     return Parts(components, modules, tuple(trained), folders, bundle.digest if bundle else "")
 
@@ -85,7 +85,13 @@ def load_weights(parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[Weights, Wei
     return trained, frozen
 
 
-def export(parts: Parts, weights: Weights, folder: Path, dtype: jnp.dtype, changed: Mapping[str, Any]) -> Path:
+def export(
+    parts: Parts,
+    weights: Weights,
+    folder: Path,
+    changed: Mapping[str, Mapping[str, Any]],
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> Path:
     """Writes the bundle `folder`, whole or not at all: what was loaded and not trained as it was, the rest in `dtype`.
 
     changed: component → fields of its config that training has found, such as the autoencoder's scale_factor. A bundle
@@ -139,12 +145,6 @@ def _described(name: str, options: Mapping[str, Any]) -> Component:
         raise OsjaxError(f"new.{name} has a tokenizer but no max_length: give the tokens of a prompt, such as 64")
     component = Component(kind=kind, config=config, dtype="float32", parameters=0, bytes=0, folder=name, **about)
     return dataclasses.replace(component, config=dataclasses.asdict(model_config(component)))
-
-
-def _abstract(component: Component, dtype: jnp.dtype) -> nnx.Module:
-    model_class, _ = MODELS[component.kind]
-    config = model_config(component)
-    return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
 def _placement(component: str, abstract: nnx.Module, mesh: Mesh) -> Any:

@@ -11,12 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from osjax.bundle import Bundle
-from osjax.kernels.attention import choose_attention
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.pipeline import DTYPES, Pipeline
 from osjax.request import Request
 from osjax.residency import Residency
-from osjax.sampling.denoise import Where
 from osjax.training.options import TrainConfig
 from osjax.training.parts import Parts
 
@@ -43,6 +41,4 @@ def in_memory(parts: Parts, modules: Mapping[str, Any], mesh: Mesh, dtype: str, 
     bundle = Bundle(Path(), "in training", parts.components, {}, {}, importlib.metadata.version("osjax"))
     devices = make_mesh(MeshShape(data=mesh.size), list(mesh.devices.flat))
     residency = Residency(bundle, devices, DTYPES[dtype], offload=False, modules=modules)
-    width = parts.modules["mmdit"].config.head_dim
-    chosen, attend = choose_attention(attention, devices.devices.flat[0], DTYPES[dtype], width)
-    return Pipeline(residency, Where(devices, attend), chosen, dtype, "in training", progress=False)
+    return Pipeline.over(residency, devices, dtype, attention, "in training", progress=False)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from osjax.media import to_model
+from osjax.training import autoencode
 from osjax.training.reading import Reading, Seen
 from osjax.training.shapes import Scene, Thing
 
@@ -100,8 +102,7 @@ def summarise(scenes: Sequence[Scene], scores: Sequence[Score]) -> Scores:
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinite if they are equal."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    return float(autoencode.psnr(np.mean((to_model(a) - to_model(b)) ** 2)))
 
 
 def _agreement(thing: Thing, seen: Seen | None) -> float:

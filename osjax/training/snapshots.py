@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from osjax.errors import OsjaxError
 from osjax.files import make_folder, replacing
@@ -150,18 +151,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     Those that only say what is shown, kept or read ahead never count, and `run.steps` only where the learning rate
     follows a schedule that ends with the run. mesh, attention and remat do count: they change the last bits.
     """
-    old, new = _flatten(old), _flatten(new)
+    old, new = (flatten_dict(config, sep=".") for config in (old, new))
     free = _FREE | {"run.steps"} if new.get("optim.schedule") == "constant" else _FREE
     names = [name for name in sorted(old.keys() | new.keys()) if name not in free]
     shown = [(name, _shown(old, name), _shown(new, name)) for name in names]
     return [f"{name}: {before} -> {after}" for name, before, after in shown if before != after]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _shown(flat: Mapping[str, Any], name: str) -> str:

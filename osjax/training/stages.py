@@ -18,19 +18,21 @@ from osjax.models import lora
 from osjax.parallel.local_attention import attend_locally
 from osjax.pipeline import DTYPES
 from osjax.residency import MODELS
+from osjax.sampling.geometry import check_frames
+from osjax.text.save import SPECIAL
 from osjax.training import procedural
 from osjax.training.batches import local_batch, local_rows
 from osjax.training.buckets import Bucket, make_buckets
 from osjax.training.conditions import all_ends
 from osjax.training.encoding import Caches, open_caches
-from osjax.training.flow_stage import FlowStage
+from osjax.training.flow_stage import FlowStage, embed_frozen
 from osjax.training.loader import open_loader
 from osjax.training.options import TrainConfig
 from osjax.training.parts import Parts, load_weights, named, open_parts
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
-from osjax.training.text import load_tokenizers
-from osjax.training.tokenizers import TRAINERS, train_tokenizer
+from osjax.training.text import load_tokenizers, tokenized
+from osjax.training.tokenizers import train_tokenizer
 from osjax.training.vae_stage import VAEStage
 
 
@@ -38,7 +40,7 @@ class Stage(Protocol):
     """What the loop asks of a stage. Weights are flat dictionaries, as in `osjax.training.parts`.
 
     prepare: a batch of the stream as `loss` takes it, on the mesh; samples: named clips to look at, uint8 [T, H, W, 3];
-    found: component → fields of its config that training has found. The last two see the newest prepared batch.
+    export: writes what users load into the run's folder, and returns its path. The last two see the newest batch.
     """
 
     config: TrainConfig
@@ -50,7 +52,7 @@ class Stage(Protocol):
     ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
     def prepare(self, frozen: Weights, batch: Any) -> Any: ...
     def samples(self, trained: Weights, frozen: Weights, batch: Any) -> Iterator[tuple[str, np.ndarray]]: ...
-    def found(self, trained: Weights, frozen: Weights, batch: Any) -> dict[str, dict[str, float]]: ...
+    def export(self, folder: Path, trained: Weights, frozen: Weights, batch: Any) -> Path: ...
 
 
 def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, Weights, Weights]:
@@ -72,9 +74,13 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     ends = all_ends(config.flow.conditions, parts.modules["vae"].config.time_compression_ratio)
     caches = open_caches(config, parts, ends)
     stream = _videos(config, buckets, share, caches)
-    stage = FlowStage(config, parts, mesh, stream, attention, load_tokenizers(parts.components), caches)
     adapter = _adapter(config, parts) if config.lora.rank else {}
     trained, frozen = load_weights(parts, mesh, jax.random.key(config.run.seed))
+    tokenizers = load_tokenizers(parts.components)
+    empty = tokenized(tokenizers, [""])
+    if caches.texts is not None:
+        empty = embed_frozen(parts, frozen, empty)
+    stage = FlowStage(config, parts, mesh, stream, attention, tokenizers, empty, caches)
     return _encoded_once(stage, frozen, buckets, share), trained | adapter, frozen
 
 
@@ -111,7 +117,7 @@ def _with_tokenizers(new: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
     made = {}
     for name, options in new.items():
         made[name] = dict(options)
-        if options.get("kind") in TRAINERS and options.get("tokenizer") is None:
+        if options.get("kind") in SPECIAL and options.get("tokenizer") is None:
             place = folder / "tokenizers" / name
             default = MODELS[options["kind"]][1].vocab_size
             train_tokenizer(options["kind"], options.get("vocab_size", default), place)
@@ -122,7 +128,13 @@ def _with_tokenizers(new: Mapping[str, Mapping[str, Any]], folder: Path) -> dict
 def _buckets(config: TrainConfig, parts: Parts) -> tuple[Bucket, ...]:
     """The shapes of clips, of whole tokens where there is a transformer, else of whole latents."""
     patch = parts.modules["mmdit"].config.patch_size if "mmdit" in parts.modules else 1
-    multiple = parts.modules["vae"].config.spatial_compression_ratio * patch
+    vae = parts.modules["vae"].config
+    multiple = vae.spatial_compression_ratio * patch
+    for frames in config.data.num_frames:
+        try:
+            check_frames(frames, vae.time_compression_ratio)
+        except OsjaxError as error:
+            raise OsjaxError(f"data.num_frames: {error}") from error
     return make_buckets(config.data.resolution, config.data.aspect_ratios, config.data.num_frames, multiple)
 
 

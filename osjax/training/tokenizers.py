@@ -1,7 +1,6 @@
 """Tokenizers for new text encoders: byte-level BPE, trained on the captions of the shapes.
 
-Byte level, so that any prompt has tokens. Special tokens have the ids that the released tokenizers give them: T5 pads
-with 0 and ends with 1; CLIP starts with the last id but one, and ends and pads with the last, where it pools.
+Byte level, so that any prompt has tokens. Special tokens are in `osjax/text/save.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers.processors import TemplateProcessing
 
 from osjax.errors import OsjaxError
-from osjax.files import make_folder, replacing
 from osjax.text.annotate import annotate
+from osjax.text.save import SPECIAL, save_tokenizer
 from osjax.training.captions import corpus
 
 CAPTIONS = 4_000
@@ -23,39 +21,17 @@ BYTES = 256
 
 
 def train_tokenizer(kind: str, vocab_size: int, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json into `folder`: at most `vocab_size` tokens, lower case.
+    """Writes a tokenizer into `folder`: at most `vocab_size` tokens, lower case.
 
-    kind: t5 or clip. Raises OsjaxError for a vocabulary that cannot hold all bytes.
+    kind: t5 or clip. Raises OsjaxError for a vocabulary that cannot hold all bytes, and for what the disk refuses.
     """
-    first, last, roles, template = TRAINERS[kind]
-    if vocab_size < BYTES + len(first) + len(last):
+    special = SPECIAL[kind]
+    learned = vocab_size - len(special.first) - len(special.last)
+    if learned < BYTES:
         raise OsjaxError(f"vocab_size {vocab_size} of the new {kind} does not hold all bytes: give at least 300")
-    pieces = _pieces(vocab_size - len(first) - len(last))
-    ids = {token: index for index, token in enumerate([*first, *pieces[0], *last])}
-    tokenizer = _byte_level(models.BPE(vocab=ids, merges=pieces[1]))
-    tokenizer.add_special_tokens([*first, *last])
-    special = [(token, ids[token]) for token in (*first, *last) if token in template]
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
-    make_folder(folder)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
-    for name, content in (
-        ("tokenizer.json", tokenizer.to_str()),
-        ("tokenizer_config.json", json.dumps(config, indent=2)),
-    ):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
-
-
-# Kind → tokens before and behind the learned ones, their roles, and what a text is wrapped in.
-TRAINERS = {
-    "t5": (("<pad>", "</s>"), (), {"pad_token": "<pad>", "eos_token": "</s>"}, "$A </s>"),
-    "clip": (
-        (),
-        ("<|startoftext|>", "<|endoftext|>"),
-        {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        "<|startoftext|> $A <|endoftext|>",
-    ),
-}
+    pieces, merges = _pieces(learned)
+    ids = {token: index for index, token in enumerate([*special.first, *pieces, *special.last])}
+    save_tokenizer(folder, _byte_level(models.BPE(vocab=ids, merges=merges)), special)
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from osjax.models.hunyuan_vae import HunyuanVAE
 from osjax.training.autoencode import latent_scale, vae_loss
 from osjax.training.batches import video_of
 from osjax.training.options import TrainConfig
-from osjax.training.parts import Parts
+from osjax.training.parts import Parts, export
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
 
@@ -45,10 +46,11 @@ class VAEStage:
         pair_bthwc = jnp.concatenate([video_bthwc[:1], again_bthwc], axis=3)
         yield "reconstruction", np.asarray(to_uint8(pair_bthwc[0]))
 
-    def found(self, trained: Weights, frozen: Weights, video_bthwc: jax.Array) -> dict[str, dict[str, float]]:
-        """The scale of the latents."""
+    def export(self, folder: Path, trained: Weights, frozen: Weights, video_bthwc: jax.Array) -> Path:
+        """`bundle`, its autoencoder scaled so that latents of these clips have mean 0 and deviation 1."""
         vae = self.parts.build(trained)["vae"]
-        return {"vae": latent_scale(_encode(vae, video_bthwc), vae.config.scale_factor, vae.config.shift_factor)}
+        scale = latent_scale(_encode(vae, video_bthwc), vae.config.scale_factor, vae.config.shift_factor)
+        return export(self.parts, frozen | trained, folder / "bundle", {"vae": scale})
 
 
 @jax.jit

@@ -22,7 +22,7 @@ def micro_bundle(tmp_path_factory) -> Path:
     config = dataclasses.replace(micro.flow(), data=micro.DATA)
     stage, trained, frozen = open_stage(config, make_mesh(TrainingMeshShape()), folder)
     stage.stream.close()
-    return export(stage.parts, trained | frozen, folder / "bundle", jnp.float32, {})
+    return export(stage.parts, trained | frozen, folder / "bundle", {}, jnp.float32)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_every_model_has_its_own_entries(micro_bundle, tmp_path):
     other = tmp_path / "other"
     parts = open_parts(str(micro_bundle), {}, ("vae",), jnp.float32)
     trained, frozen = load_weights(parts, make_mesh(TrainingMeshShape()), jax.random.key(0))
-    export(parts, trained | frozen, other, jnp.bfloat16, {})
+    export(parts, trained | frozen, other, {})
     config = config_of(micro_bundle, DataOptions(path="clips.csv", cache=str(tmp_path / "cache")))
 
     def caches(folder, ends):

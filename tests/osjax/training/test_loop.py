@@ -1,7 +1,9 @@
 """Whole runs of a micro model on 8 CPU devices: they learn, resume exactly, and do not depend on the mesh."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from osjax.parallel.mesh import TrainingMeshShape, make_mesh
 from osjax.training import loop
 from osjax.training.options import LoRAOptions, TrainConfig
 from osjax.training.parts import load_weights, open_parts
+from osjax.training.snapshots import Snapshots
 from tests.osjax.training import micro
 
 ROOT = Path(__file__).parents[3]
@@ -135,11 +138,17 @@ def test_other_config_is_refused(whole):
 
 def test_nan_stops_and_names_the_step(tmp_path):
     config = micro.flow(steps=8, save_every=1)
-    broken = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e38))
-    with pytest.raises(OsjaxError, match=r"of step [2-8] not finite"):
+    # Weights of this size are finite, the squares of what they predict are not.
+    broken = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e19))
+    with pytest.raises(OsjaxError, match=r"loss.* of step \d+ not finite") as raised:
         loop.run(broken, tmp_path)
-    assert (tmp_path / "checkpoints").is_dir()
+    bad = int(re.search(r"step (\d+)", str(raised.value))[1])
+    assert 2 <= bad <= 8
+    with contextlib.closing(Snapshots(tmp_path, 3, dataclasses.asdict(broken))) as snapshots:
+        assert snapshots.latest() == bad - 1
     assert not (tmp_path / "bundle").exists()
+    with pytest.raises(OsjaxError, match=f"of step {bad} not finite"):  # the same again, from the last good one
+        loop.run(broken, tmp_path)
 
 
 def test_batch_that_does_not_divide(tmp_path):

@@ -41,7 +41,7 @@ def drawn(new):
 @pytest.fixture(scope="module")
 def bundle(drawn, tmp_path_factory):
     parts, trained, frozen = drawn
-    return export(parts, trained | frozen, tmp_path_factory.mktemp("parts") / "bundle", jnp.bfloat16, {})
+    return export(parts, trained | frozen, tmp_path_factory.mktemp("parts") / "bundle", {})
 
 
 def rounded(weights):
@@ -105,7 +105,7 @@ def test_what_was_not_trained_is_copied_and_what_was_found_is_told(bundle, tmp_p
     parts = open_parts(str(bundle), {}, ("t5",), jnp.float32)
     trained, frozen = load_weights(parts, ONE, KEY)
     changed = {name: array + 1 for name, array in trained.items()}
-    other = export(parts, changed | frozen, tmp_path / "other", jnp.float32, {"t5": {"layer_norm_epsilon": 0.5}})
+    other = export(parts, changed | frozen, tmp_path / "other", {"t5": {"layer_norm_epsilon": 0.5}}, jnp.float32)
     files = {path.relative_to(bundle / "vae") for path in (bundle / "vae").rglob("*") if path.is_file()}
     assert files
     assert all((other / "vae" / file).read_bytes() == (bundle / "vae" / file).read_bytes() for file in files)
@@ -128,7 +128,7 @@ def test_a_bundle_is_replaced_even_by_what_is_made_of_it(bundle, tmp_path):
     (here / "mmdit").mkdir()
     parts = open_parts(str(here), {}, ("t5",), jnp.float32)
     trained, frozen = load_weights(parts, ONE, KEY)
-    export(parts, trained | frozen, here, jnp.bfloat16, {})
+    export(parts, trained | frozen, here, {})
     assert sorted(path.name for path in here.iterdir()) == ["bundle.json", "t5", "vae"]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     again, _ = load_weights(open_parts(str(here), {}, ("t5", "vae"), jnp.float32), ONE, KEY)
@@ -142,7 +142,7 @@ def test_what_cannot_be_written_leaves_the_old_bundle(drawn, bundle, tmp_path):
     before = (here / "bundle.json").read_bytes()
     gone = {name: dataclasses.replace(each, tokenizer="nowhere") for name, each in parts.components.items()}
     with pytest.raises(OsjaxError, match="cannot write"):
-        export(dataclasses.replace(parts, components=gone), trained | frozen, here, jnp.bfloat16, {})
+        export(dataclasses.replace(parts, components=gone), trained | frozen, here, {})
     assert (here / "bundle.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     read_bundle(here)

@@ -164,7 +164,7 @@ def test_conditions_that_draw_nothing(tmp_path):
     ("data", "message"),
     [
         (DataOptions(num_frames=()), "there are no buckets"),
-        (DataOptions(num_frames=(0,)), "data.num_frames holds 0"),
+        (DataOptions(num_frames=(0,)), "data.num_frames: 0 frames"),
         (DataOptions(resolution=("none",)), "none"),
         (DataOptions(path="none.csv"), "none.csv"),
         (DataOptions(cache="cache"), "data.cache keeps what is made of files"),

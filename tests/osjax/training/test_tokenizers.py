@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from osjax.errors import OsjaxError
 from osjax.text.annotate import annotate
+from osjax.text.save import SPECIAL
 from osjax.text.tokenize import load_tokenizer
 from osjax.training.captions import corpus
-from osjax.training.tokenizers import TRAINERS, train_tokenizer
+from osjax.training.tokenizers import train_tokenizer
 
 VOCABULARY = 512
-KINDS = tuple(TRAINERS)
+KINDS = tuple(SPECIAL)
 
 
 @pytest.fixture(scope="module")
