@@ -116,7 +116,6 @@ def table(tmp_path_factory):
     return path
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_a_cache_changes_a_run_by_its_rounding_only(micro_bundle, table, tmp_path, caplog):
     """Latents and embeddings are of order one, and float16 rounds them by 2e-4 at most: the losses of four steps, in
     which Adam magnifies it, stay within 2e-3. Cold and warm the cache gives the same losses, bit for bit."""

@@ -28,8 +28,6 @@ from tests.osjax.training import micro
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def with_run(config: TrainConfig, **run: object) -> TrainConfig:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
@@ -43,7 +41,7 @@ def exported(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled_once) -> Path:
+def whole(tmp_path_factory) -> Path:
     """A run of 8 steps that nothing interrupted, saved at every second one."""
     folder = tmp_path_factory.mktemp("whole")
     ended = loop.run(micro.flow(steps=8), folder)
@@ -65,7 +63,7 @@ def test_bundle_of_a_run_is_whole(whole):
     assert all(np.isfinite(array.astype(np.float32)).all() for array in exported(whole / "bundle").values())
 
 
-def test_killed_and_resumed_is_bit_equal(whole, tmp_path, compiled_once):
+def test_killed_and_resumed_is_bit_equal(whole, tmp_path):
     """kill -9 between two checkpoints; the rest of the run repeats what was lost."""
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[2])\n"
@@ -74,9 +72,8 @@ def test_killed_and_resumed_is_bit_equal(whole, tmp_path, compiled_once):
         "from osjax.training import loop\n"
         "loop.run(micro.flow(steps=8), Path(sys.argv[1]))\n"
     )
-    cached = {"JAX_COMPILATION_CACHE_DIR": str(compiled_once), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     command = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
-    process = subprocess.Popen(command, env=os.environ | cached, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
