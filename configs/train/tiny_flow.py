@@ -1,4 +1,4 @@
-"""The transformer and the text encoders of the embedded tiny model, together, on 96px clips of shapes: stage two.
+"""The transformer and text encoders of the embedded tiny model, together, on clips of shapes. Last of three stages.
 
 Source: ours; the architectures are the full model's, rectified flow and condition masks too. Latents are encoded once,
 captions are written anew each time a clip is seen.

@@ -99,8 +99,8 @@ class DataOptions:
 
     resolution, aspect_ratios, num_frames: the buckets, every combination of them (of shapes, what is named twice is
     drawn twice as often); fps: that clips are brought close to; cache: folder for latents and text embeddings of files,
-    None for none; clips: of shapes, encoded once and reused, 0 for new ones in every batch; workers: files read at a
-    time.
+    None for none; clips: of shapes, made up once and reused (`flow` encodes them once, too), 0 for new ones in every
+    batch; workers: files read at a time.
     """
 
     path: str | None = None

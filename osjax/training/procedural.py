@@ -6,6 +6,7 @@ Batch number `step` is a pure function of the seed and the step, on every host i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from osjax.text.annotate import annotate
 from osjax.training import captions
 from osjax.training.batches import Drawn, Encoded, End, Latents
 from osjax.training.buckets import Bucket
-from osjax.training.drawing import stack, tracks
+from osjax.training.drawing import Tracks, stack, tracks
 from osjax.training.options import DataOptions
 from osjax.training.shapes import Scene, scene
 from osjax.training.streams import Indexed
@@ -31,13 +32,25 @@ class Share:
 
 
 def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, seed: int) -> Indexed[Drawn]:
-    """New scenes in every batch; each batch is of one bucket, all equally often. Scene numbers never repeat."""
+    """Each batch is of one bucket, all equally often, and of new scenes: their numbers never repeat.
+
+    With `data.clips` the scenes are so many, drawn from again and again, and remembered: at small sizes making them up
+    takes the host longer than a step takes the device.
+    """
+    recall = functools.cache if data.clips else lambda make: make
+
+    @recall
+    def clip(number: int, bucket: Bucket) -> tuple[Scene, Tracks]:
+        made = scene(seed, number)
+        return made, tracks(made, bucket.height, bucket.width, bucket.num_frames, data.fps)
 
     def make(step: int) -> Drawn:
         rng = np.random.default_rng((seed, step))
         bucket = buckets[rng.integers(len(buckets))]
-        first = (step * share.count + share.index) * share.clips
-        return _drawn([scene(seed, first + i) for i in range(share.clips)], bucket, data.fps, rng)
+        everyone = share.count * share.clips
+        numbers = rng.integers(data.clips, size=everyone) if data.clips else step * everyone + np.arange(everyone)
+        mine = numbers[share.index * share.clips :][: share.clips]
+        return _drawn([clip(int(number), bucket) for number in mine], bucket, data.fps, rng)
 
     return Indexed(make)
 
@@ -72,7 +85,9 @@ def encoded_shelves(
             for batch in range(batches):
                 first = (((number * batches) + batch) * share.count + share.index) * share.clips
                 some = [scene(seed, first + i) for i in range(share.clips)]
-                rows.append(encode(_drawn(some, bucket, data.fps, np.random.default_rng(0))))
+                size = (bucket.height, bucket.width, bucket.num_frames)
+                made = [(each, tracks(each, *size, data.fps)) for each in some]
+                rows.append(encode(_drawn(made, bucket, data.fps, np.random.default_rng(0))))
                 scenes += some
                 bar.update(share.clips)
             ends = {end: np.concatenate([row.ends[end] for row in rows]) for end in rows[0].ends}
@@ -93,9 +108,9 @@ def encoded_stream(shelves: Sequence[Shelf], data: DataOptions, clips: int, seed
     return Indexed(make)
 
 
-def _drawn(scenes: Sequence[Scene], bucket: Bucket, fps: int, rng: np.random.Generator) -> Drawn:
-    clips = [tracks(each, bucket.height, bucket.width, bucket.num_frames, fps) for each in scenes]
-    return Drawn(stack(clips), bucket.height, bucket.width, _captions(scenes, fps, rng))
+def _drawn(clips: Sequence[tuple[Scene, Tracks]], bucket: Bucket, fps: int, rng: np.random.Generator) -> Drawn:
+    scenes, paths = zip(*clips, strict=True)
+    return Drawn(stack(paths), bucket.height, bucket.width, _captions(scenes, fps, rng))
 
 
 def _captions(scenes: Iterable[Scene], fps: int, rng: np.random.Generator) -> list[str]:

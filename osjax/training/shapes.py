@@ -45,7 +45,7 @@ HEADINGS = {
     "down-right": (DIAGONAL, DIAGONAL),
 }
 MOTIONS = (*HEADINGS, "bouncing", "spinning", "growing", "shrinking", "still")
-RADII = {"small": 0.12, "large": 0.19}
+RADII = {"small": 0.14, "large": 0.19}
 RADIUS_JITTER = 0.03
 SCORES = range(1, 8)
 SECONDS = 32 / 24  # 33 frames at 24 a second, the first at 0

@@ -32,7 +32,7 @@ def test_every_leaf_is_drawn_and_follows_the_key(kind):
     assert {leaf: array.shape for leaf, array in first.items()} == expected
     assert all(array.dtype == jnp.float32 and np.isfinite(array).all() for array in first.values())
     assert all(np.array_equal(first[leaf], again[leaf]) for leaf in first)
-    drawn = [leaf for leaf, array in first.items() if np.asarray(array).std() > 0]
+    drawn = [leaf for leaf, array in first.items() if array.ndim > 1 and np.asarray(array).std() > 0]
     assert drawn
     assert not any(np.array_equal(first[leaf], other[leaf]) for leaf in drawn)
 
@@ -52,3 +52,12 @@ def test_queries_of_a_new_t5_make_up_for_its_logits_not_being_scaled():
     weights = initialise("t5", config, jax.random.key(0))
     assert np.asarray(weights["blocks.k.kernel"]).std() == pytest.approx(256**-0.5, rel=0.02)
     assert np.asarray(weights["blocks.q.kernel"]).std() == pytest.approx((256 * 16) ** -0.5, rel=0.02)
+
+
+def test_the_posterior_of_a_new_autoencoder_starts_narrow():
+    """A deviation of e^-3 for latents of order 1; means start where the module puts them."""
+    config = config_of("hunyuan_vae")
+    bias = np.asarray(initialise("hunyuan_vae", config, jax.random.key(0))["encoder.quant_conv.bias"])
+    mean, log_variance = np.split(bias, 2)
+    assert not mean.any()
+    assert (log_variance == -6).all()

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from osjax.training.shapes import scene
 
 DATA = DataOptions(resolution=("16px",), aspect_ratios=("1:1", "16:9"), num_frames=(1, 5), clips=32)
 BUCKETS = make_buckets(DATA.resolution, DATA.aspect_ratios, DATA.num_frames, 8)
+NEW = dataclasses.replace(DATA, clips=0)
 SEED = 11
 
 
@@ -40,9 +42,9 @@ def joined(batches):
 def test_hosts_share_the_batch_that_one_would_make(step, hosts, clips):
     parts = []
     for index in range(hosts):
-        with contextlib.closing(drawn_stream(DATA, BUCKETS, Share(clips, index, hosts), SEED)) as stream:
+        with contextlib.closing(drawn_stream(NEW, BUCKETS, Share(clips, index, hosts), SEED)) as stream:
             parts.append(batch_at(stream, step))
-    with contextlib.closing(drawn_stream(DATA, BUCKETS, Share(clips * hosts, 0, 1), SEED)) as stream:
+    with contextlib.closing(drawn_stream(NEW, BUCKETS, Share(clips * hosts, 0, 1), SEED)) as stream:
         whole = batch_at(stream, step)
     assert {(part.height, part.width) for part in parts} == {(whole.height, whole.width)}
     assert_same(joined(parts), whole.tracks)
@@ -52,7 +54,7 @@ def test_hosts_share_the_batch_that_one_would_make(step, hosts, clips):
 
 
 def test_a_batch_depends_on_its_step_and_the_seed_alone():
-    streams = [drawn_stream(DATA, BUCKETS, Share(4, 0, 1), seed) for seed in (SEED, SEED, SEED + 1)]
+    streams = [drawn_stream(NEW, BUCKETS, Share(4, 0, 1), seed) for seed in (SEED, SEED, SEED + 1)]
     first, again, other = streams
     for _ in range(3):
         next(again)
@@ -67,15 +69,39 @@ def test_a_batch_depends_on_its_step_and_the_seed_alone():
 
 def test_every_bucket_is_drawn_as_often():
     """Of 400 batches over four buckets; four deviations are 35."""
-    with contextlib.closing(drawn_stream(DATA, BUCKETS, Share(1, 0, 1), SEED)) as stream:
+    with contextlib.closing(drawn_stream(NEW, BUCKETS, Share(1, 0, 1), SEED)) as stream:
         batches = [next(stream) for _ in range(400)]
     drawn = collections.Counter((batch.height, batch.width, batch.tracks.radius.shape[-1]) for batch in batches)
     assert drawn.keys() == {(bucket.height, bucket.width, bucket.num_frames) for bucket in BUCKETS}
     assert all(abs(count - 100) <= 35 for count in drawn.values())
 
 
-def test_captions_tell_the_rate_and_the_motion():
+def test_a_limited_number_of_scenes_is_drawn_from_again_by_any_number_of_hosts():
+    """96 clips of 32: more than half of them are met, and no other."""
     with contextlib.closing(drawn_stream(DATA, BUCKETS, Share(4, 0, 1), SEED)) as stream:
+        batches = [next(stream) for _ in range(24)]
+        again = batch_at(stream, 7)
+    assert_same(again.tracks, batches[7].tracks)
+    halves = []
+    for index in range(2):
+        with contextlib.closing(drawn_stream(DATA, BUCKETS, Share(2, index, 2), SEED)) as stream:
+            halves.append(batch_at(stream, 7))
+    assert_same(joined(halves), again.tracks)
+    frames = {
+        bucket: [tracks(scene(SEED, i), bucket.height, bucket.width, bucket.num_frames) for i in range(32)]
+        for bucket in BUCKETS
+    }
+    met = set()
+    for batch in batches:
+        size = (batch.height, batch.width, batch.tracks.radius.shape[-1])
+        bucket = next(each for each in BUCKETS if (each.height, each.width, each.num_frames) == size)
+        for centre in batch.tracks.centre:
+            met.add(next(i for i, one in enumerate(frames[bucket]) if np.array_equal(one.centre, centre)))
+    assert len(met) > 16
+
+
+def test_captions_tell_the_rate_and_the_motion():
+    with contextlib.closing(drawn_stream(NEW, BUCKETS, Share(4, 0, 1), SEED)) as stream:
         batch = next(stream)
     scores = [scene(SEED, i).score for i in range(4)]
     assert all(
