@@ -11,12 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from osjax.pipeline import Pipeline, Video
+    from osjax.pipeline import Pipeline
     from osjax.request import Request
+    from osjax.video import Video
 
 __all__ = ["Pipeline", "Request", "Video"]
 
-_HOMES = {"Pipeline": "osjax.pipeline", "Request": "osjax.request", "Video": "osjax.pipeline"}
+_HOMES = {"Pipeline": "osjax.pipeline", "Request": "osjax.request", "Video": "osjax.video"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
 from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
+from osjax.video import Video
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
@@ -58,19 +60,6 @@ def explaining_memory() -> Iterator[None]:
             "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
             "--batch_size, or more devices with --mesh seq=N"
         ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """frames: uint8 [T, H, W, 3]; fps: frames a second; provenance: how it came to be."""
-
-    frames: np.ndarray
-    fps: float
-    provenance: provenance.Provenance
-
-    def save(self, stem: str | os.PathLike[str]) -> list[Path]:
-        """Writes `stem`.mp4 (.png for one frame), .json and .txt, each whole or not at all; returns their paths."""
-        return provenance.write_outputs(stem, self.frames, self.provenance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +142,10 @@ class Pipeline:
     @property
     def bundle(self) -> Bundle:
         return self.residency.bundle
+
+    def request(self, **options: Any) -> Request:
+        """A request whose other options are those that the bundle asks for. Raises OsjaxError as `Request.of` does."""
+        return Request.of(dict(self.bundle.settings) | options)
 
     def __call__(self, request: Request) -> Video:
         """Draws one video. Raises OsjaxError as `run` does."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from osjax.errors import OsjaxError
 
@@ -45,6 +47,14 @@ class Request:
     fps: int = 24
     motion_score: str = "4"
     sample_posterior: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Request:
+        """A request from options by name. Raises OsjaxError for a name that is none, and as the class does."""
+        unknown = sorted(set(options) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise OsjaxError(f"a request has no option {', '.join(unknown)}: osjax/request.py lists those it has")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():

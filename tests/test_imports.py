@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 CHAIN = ("kernels", "parallel", "models", "sampling", "adapters", "residency", "pipeline", "training", "cli")
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
-    {"batch", "bundle", "checkpoint", "files", "leaves", "media", "naming", "provenance", "request", "text"}
+    {"batch", "bundle", "checkpoint", "files", "leaves", "media", "naming", "provenance", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset({"adapters", "residency", "pipeline", "training", "cli"})
 

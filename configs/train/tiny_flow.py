@@ -69,4 +69,7 @@ def get_config() -> ConfigDict:
     config.data.update(
         resolution=("96px",), aspect_ratios=("1:1", "1:1", "16:9", "9:16"), num_frames=(33,), clips=60_000
     )
+    config.settings = ConfigDict(
+        {"resolution": "96px", "aspect_ratio": "1:1", "num_frames": 33, "num_steps": 30, "fps": 24}
+    )
     return config

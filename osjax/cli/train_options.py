@@ -24,6 +24,7 @@ HELP = {
         "ckpt_path": "bundle to start from",
         "new.COMPONENT.OPTION": "an option of a component that starts from random numbers, such as new.mmdit.depth",
         "trained": "components whose weights change; the others stay as they are",
+        "settings.OPTION": "an option of generation that the bundle is to ask for, such as settings.num_frames",
         "lora.rank": "train adapters of this rank in place of the weights; 0 for the weights themselves",
         "lora.alpha": "adapters are scaled by alpha / rank",
         "lora.targets": "projections that get an adapter, by the last names of their modules",
@@ -78,7 +79,7 @@ HELP = {
 }
 
 # The user names the entries of a mapping: in the help these names stand for them.
-_ENTRIES = {"new": "COMPONENT.OPTION", "flow.conditions": "KIND"}
+_ENTRIES = {"new": "COMPONENT.OPTION", "settings": "OPTION", "flow.conditions": "KIND"}
 _RESUME = ("auto", "never")
 
 

@@ -222,10 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _base(pipeline: Pipeline, args: argparse.Namespace) -> Request:
-    try:
-        return Request(prompt="-", **(CLIP | dict(pipeline.bundle.settings) | args.request), seed=args.seed)
-    except TypeError as error:
-        raise OsjaxError(f"these are no options of a request ({error}): see osjax/request.py") from error
+    return Request.of({"prompt": "-"} | CLIP | dict(pipeline.bundle.settings) | args.request | {"seed": args.seed})
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -152,7 +152,8 @@ class TrainConfig:
     """One run. stage: what is trained, `flow` or `vae`.
 
     ckpt_path: bundle that the run starts from (None: nothing); new: component → its options, for components that start
-    from random numbers; trained: components whose weights change, the others being frozen.
+    from random numbers; trained: components whose weights change, the others being frozen; settings:
+    options of generation that the exported bundle asks for, besides those of the bundle that the run starts from.
     """
 
     stage: str = "flow"
@@ -165,6 +166,7 @@ class TrainConfig:
     vae: VAEOptions = VAEOptions()
     lora: LoRAOptions = LoRAOptions()
     data: DataOptions = DataOptions()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.stage not in ("flow", "vae"):

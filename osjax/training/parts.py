@@ -30,13 +30,14 @@ from osjax.training.state import Weights
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """modules: component → its abstract module in the dtype of the computation; folders: of those that were loaded;
-    digest: of the bundle that they were loaded from, empty if there is none."""
+    digest, settings: of the bundle that they were loaded from, empty if there is none."""
 
     components: Mapping[str, Component]
     modules: Mapping[str, nnx.Module]
     trained: tuple[str, ...]
     folders: Mapping[str, Path]
     digest: str
+    settings: Mapping[str, Any]
 
     def build(self, *weights: Weights) -> dict[str, Any]:
         """Modules from weights that together name every leaf of some components, cast to the computation's dtype."""
@@ -67,7 +68,8 @@ def open_parts(
         raise OsjaxError(f"there is no {', '.join(missing)} to train (there is {held}): give ckpt_path or new")
     modules = {name: abstract_model(component, dtype) for name, component in components.items()}
     folders = {name: bundle.folder(name) for name in components if bundle and name not in new}
-    return Parts(components, modules, tuple(trained), folders, bundle.digest if bundle else "")
+    digest, settings = (bundle.digest, bundle.settings) if bundle else ("", {})
+    return Parts(components, modules, tuple(trained), folders, digest, settings)
 
 
 def load_weights(parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[Weights, Weights]:
@@ -111,7 +113,7 @@ def export(
                 shutil.copytree(component.tokenizer, beside / name / "tokenizer", dirs_exist_ok=True)
                 component = dataclasses.replace(component, tokenizer=f"{name}/tokenizer")
             written[name] = dataclasses.replace(component, folder=name)
-        write_manifest(beside, written, {}, {})
+        write_manifest(beside, written, {}, parts.settings)
     return folder
 
 

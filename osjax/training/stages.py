@@ -17,6 +17,7 @@ from osjax.kernels.attention import choose_attention
 from osjax.models import lora
 from osjax.parallel.local_attention import attend_locally
 from osjax.pipeline import DTYPES
+from osjax.request import Request
 from osjax.residency import MODELS
 from osjax.sampling.geometry import check_frames
 from osjax.text.save import SPECIAL
@@ -62,6 +63,8 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     """
     dtype = _dtype(config)
     parts = open_parts(config.ckpt_path, _with_tokenizers(config.new, folder), _changing(config), dtype)
+    parts = dataclasses.replace(parts, settings=dict(parts.settings) | dict(config.settings))
+    Request.of({"prompt": "-"} | parts.settings)  # what cannot be asked for is told before training, not after
     share = procedural.Share(local_batch(config.run.batch_size, mesh), jax.process_index(), jax.process_count())
     _check_whole(config, parts)
     buckets = _buckets(config, parts)

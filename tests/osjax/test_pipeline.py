@@ -1,6 +1,7 @@
 """The pipeline on the embedded bundle: batches, meshes and offloading change nothing; what cannot be drawn is said."""
 
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,12 @@ def test_a_full_device_says_what_helps():
 def test_what_cannot_be_loaded(options):
     with pytest.raises(OsjaxError, match=next(iter(options.values())).split("=")[0]):
         Pipeline.load(**({"dtype": "fp32"} | options))
+
+
+def test_a_request_takes_what_the_bundle_asks_for_and_what_is_said():
+    pipeline = types.SimpleNamespace(bundle=types.SimpleNamespace(settings={"num_frames": 33, "num_steps": 30}))
+    asked = Pipeline.request(pipeline, prompt="a cat", num_steps=4)
+    assert asked == Request(prompt="a cat", num_frames=33, num_steps=4)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from osjax.bundle import read_bundle, write_manifest
 from osjax.errors import OsjaxError
 from osjax.parallel.mesh import TrainingMeshShape, make_mesh
 from osjax.training.batches import Drawn, Encoded
@@ -47,6 +49,24 @@ def test_flow(micro_bundle, tmp_path):
         assert {array.dtype for array in trained.values()} == {jnp.dtype(jnp.float32)}
         assert set(stage.tokenizers) == {"t5", "clip"}
         assert isinstance(next(stage.stream), Drawn)
+
+
+def test_the_bundle_keeps_what_generation_is_to_be_asked_for(micro_bundle, tmp_path):
+    """What the bundle of the start asked for, what this run adds, and what it changes."""
+    start = tmp_path / "start"
+    shutil.copytree(micro_bundle, start)
+    held = read_bundle(start)
+    write_manifest(start, held.components, held.sources, {"num_frames": 9, "num_steps": 20})
+    config = from_bundle(start, settings={"num_frames": 5, "fps": 12})
+    stage, trained, frozen = open_stage(config, make_mesh(ONE), tmp_path)
+    with contextlib.closing(stage.stream):
+        made = stage.export(tmp_path, trained, frozen, None)
+    assert read_bundle(made).settings == {"num_frames": 5, "num_steps": 20, "fps": 12}
+
+
+@pytest.mark.parametrize("settings", [{"frames": 5}, {"num_frames": 4}])
+def test_settings_that_no_request_takes(micro_bundle, tmp_path, settings):
+    assert next(iter(settings)) in refusal(from_bundle(micro_bundle, settings=settings), tmp_path)
 
 
 def test_flow_on_clips_that_are_encoded_once(micro_bundle, tmp_path, capfd):
