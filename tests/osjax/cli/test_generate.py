@@ -58,7 +58,7 @@ def test_a_csv_becomes_requests(tmp_path):
     (tmp_path / "a.png").touch()
     path = csv(tmp_path, "text,ref,name", "one,,", 'two,"a.png;a.png",both', "three,a.png,", "four,,")
     made = plan("--dataset.data-path", path, "--start_index", 1, "--end_index", 3, "--save_dir", tmp_path)
-    assert stems(tmp_path, made.jobs) == ["video_64x64/both", "video_64x64/rows_0002"]
+    assert stems(tmp_path, made.jobs) == ["video_96px/both", "video_96px/rows_0002"]
     assert [len(job.request.refs) for job in made.jobs] == [2, 1]
     assert [job.request.prompt for job in made.jobs] == ["two", "three"]
 
@@ -67,7 +67,7 @@ def test_the_folder_says_what_and_how_big(tmp_path):
     def folder(*words):
         return plan("--prompt", "a", "--save_dir", tmp_path, *words).jobs[0].stem.parent.name
 
-    assert folder("--num_frames", 1) == "image_64x64"
+    assert folder("--num_frames", 1) == "image_96px"
     assert folder("--height", 32, "--width", 48) == "video_48x32"
     assert folder("--resolution", "768px", "--aspect_ratio", "1:1") == "video_768px"
 
@@ -82,7 +82,7 @@ def test_the_folder_says_what_and_how_big(tmp_path):
         (["--prompt", "a", "--num_sample", "0"], "give numbers above 0"),
         (["--prompt", "a", "--ref", "a;b;c"], "3 references"),
         (["--prompt", "a", "--start_index", "1"], "no row from 1"),
-        (["--prompt", "a", "--aspect_ratio", "1:1"], "no size"),
+        (["--prompt", "a", "--height", "64"], "no size"),
     ],
 )
 def test_what_cannot_be_planned(words, message):

@@ -170,7 +170,7 @@ def test_the_last_of_a_key_counts():
 
 
 def test_the_configuration_follows_the_bundle():
-    assert options.read([]).config.sampling_option.num_frames == 17
+    assert options.read([]).config.sampling_option.resolution == "96px"
     assert options.read(["--ckpt_path", "bundle"]).config.sampling_option.resolution == "256px"
     assert options.read(["768px"]).config.sampling_option.resolution == "768px"
 
@@ -178,8 +178,8 @@ def test_the_configuration_follows_the_bundle():
 def test_the_command_line_decides_how_the_size_is_told():
     by_pixels = options.read(["256px", "--height", "96", "--width", "64"]).config.sampling_option
     assert (by_pixels.resolution, by_pixels.aspect_ratio, by_pixels.height, by_pixels.width) == (None, None, 96, 64)
-    by_name = options.read(["tiny", "--resolution", "256px", "--aspect_ratio", "1:1"]).config.sampling_option
-    assert (by_name.resolution, by_name.aspect_ratio, by_name.height, by_name.width) == ("256px", "1:1", None, None)
+    by_name = options.read(["tiny", "--resolution", "256px", "--aspect_ratio", "16:9"]).config.sampling_option
+    assert (by_name.resolution, by_name.aspect_ratio, by_name.height, by_name.width) == ("256px", "16:9", None, None)
 
 
 def test_from_is_no_key():
