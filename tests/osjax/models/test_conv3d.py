@@ -33,6 +33,13 @@ def test_causal_conv_is_a_sum_over_clamped_past_positions(size, stride):
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_a_picture_is_the_first_frame_of_any_video_that_starts_with_it(stride):
+    conv = CausalConv3D(2, 3, 3, stride, rngs=nnx.Rngs(0))
+    x = random(2, 5, 6, 7, 2)
+    np.testing.assert_allclose(conv(x[:, :1]), conv(x)[:, :1], atol=TOLERANCE)
+
+
 def test_upsampling_repeats_but_keeps_the_first_frame_single():
     x = random(2, 3, 2, 2, 1)
     up = np.asarray(upsample_nearest_causal(x, (2, 2, 1)))
