@@ -38,7 +38,7 @@ class CausalConv3D(nnx.Conv):
         return super().__call__(jnp.pad(x_bthwc, ((0, 0), (size - 1, 0), side, side, (0, 0)), mode="edge"))
 
     def _picture(self, x_bhwc: jax.Array) -> jax.Array:
-        """Of a single frame: all taps in time see that one, so that their sum does in one pass what they do in three."""
+        """Of a single frame, which all taps in time see: their sum does in one pass what they do in three."""
         kernel_hwio = self.kernel.sum(axis=0, dtype=jnp.float32).astype(self.dtype)
         y_bhwc = jax.lax.conv_general_dilated(
             x_bhwc.astype(self.dtype),
