@@ -7,6 +7,9 @@ from pathlib import Path
 
 from osjax.cli.parser import Parser
 from osjax.errors import OsjaxError
+from osjax.hub import download
+from osjax.hub.sets import SETS, parts_of
+from osjax.hub.source import Source
 
 
 def main(argv: Sequence[str], convert: Callable[[Sequence[str]], int]) -> int:
@@ -14,9 +17,6 @@ def main(argv: Sequence[str], convert: Callable[[Sequence[str]], int]) -> int:
 
     `convert` is `osjax convert`, a function of its own command line, for --convert.
     """
-    from osjax.hub import download
-    from osjax.hub.sets import SETS, parts_of
-
     parser = Parser("osjax download", description="Download checkpoints; an interrupted download goes on.")
     parser.add_argument("model", nargs="?", default="open-sora-v2", help=f"{', '.join(SETS)}, or OWNER/NAME")
     parser.add_argument("--to", type=Path, default=Path("ckpts"), metavar="FOLDER", help="(default: ckpts)")
@@ -39,11 +39,14 @@ def main(argv: Sequence[str], convert: Callable[[Sequence[str]], int]) -> int:
         return 0
     download.fetch(source, plan)
     words = [str(args.to), str(bundle)]
-    print(f"{args.model} is in {args.to}" + ("" if args.convert else f": osjax convert {' '.join(words)}"), flush=True)
-    return convert(words) if args.convert else 0
+    if args.convert:
+        return convert(words)
+    print(f"{args.model} is in {args.to}; next: osjax convert {' '.join(words)}")
+    return 0
 
 
-def _open_source(name: str) -> object:
+def _open_source(name: str) -> Source:
+    """The hub of that name; its client is imported for it alone."""
     if name == "modelscope":
         from osjax.hub.modelscope import ModelScope
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def fetch(source: Source, plan: Plan) -> None:
 
 def _is_there(file: RemoteFile, folder: Path) -> bool:
     local = folder / file.path
-    if not local.exists():
+    if not os.path.exists(local):
         return False
     if not file.is_whole(local):
         raise OsjaxError(f"{local} is not the file of {file.repo}: move it away, or choose another folder with --to")
@@ -73,5 +74,5 @@ def _is_there(file: RemoteFile, folder: Path) -> bool:
 
 def _free(folder: Path) -> int:
     """Bytes that may be written to the disk of `folder`, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     return shutil.disk_usage(existing).free

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,11 +32,13 @@ _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not m
 
 
 class HuggingFace:
-    """A Source. `endpoint` is the hub's address, by default HF_ENDPOINT or the public one."""
+    """A Source. `endpoint` is the hub's address, by default HF_ENDPOINT or the public one. Raises OsjaxError."""
 
     def __init__(self, endpoint: str | None = None, pauses: Sequence[float] = transfer.PAUSES):
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._pauses = pauses
+        if not re.fullmatch(r"https?://([^/:@\s]+|\[[\da-f:]+])(:\d{1,5})?(/\S*)?", self._endpoint):
+            raise OsjaxError("HF_ENDPOINT is no plain address: give one such as https://huggingface.co")
 
     def files(self, repo: str, revision: str | None) -> list[RemoteFile]:
         """See Source. One request; the files are those of the commit that the revision is now."""
@@ -84,30 +87,34 @@ class HuggingFace:
             raise transfer.BrokenConnectionError(_kind(error)) from error
 
     def _explained(self, error: Exception, repo: str, what: str) -> OsjaxError:
-        """What an error of the client means. None of its own text, which may hold addresses signed for one person."""
-        page = f"{self._endpoint}/{repo}"
+        """What an error of the client means, in none of its own words, which may hold signed addresses."""
+        return OsjaxError(self._line(error, repo, what))
+
+    def _line(self, error: Exception, repo: str, what: str) -> str:
+        hub, page = self._endpoint, f"{self._endpoint}/{repo}"
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         match error:
-            case GatedRepoError():
-                return OsjaxError(f"{repo} is gated: accept its licence at {page} and set HF_TOKEN to a token of yours")
-            case RevisionNotFoundError():
-                return OsjaxError(f"{repo} has no {what}: leave out --revision, or give a branch, tag or commit")
-            case EntryNotFoundError():
-                return OsjaxError(f"{repo} has no {what} any more: run the same command again")
-            case RepositoryNotFoundError():
-                return OsjaxError(f"there is no {page}, or it is private: check the name, or set HF_TOKEN")
             case OfflineModeIsEnabled():
-                return OsjaxError("HF_HUB_OFFLINE forbids downloading: unset it; what is there, `osjax convert` takes")
-            case HfHubHTTPError() if error.response.status_code in (401, 403):
-                status = error.response.status_code
-                return OsjaxError(f"{page} is refused ({status}): set HF_TOKEN to a valid token that may read it")
-            case HfHubHTTPError():
-                return OsjaxError(f"{self._endpoint} fails (status {error.response.status_code}): try again later")
-            case HTTPError():
-                return OsjaxError(f"cannot reach {self._endpoint} ({_kind(error)}): check the network, and HF_ENDPOINT")
+                return "HF_HUB_OFFLINE is set: unset it, or go on with `osjax convert` if the files are there"
             case HFValidationError():
-                return OsjaxError(f"no hub has a model named {repo}: give OWNER/NAME")
-            case _:  # an answer that is no JSON
-                return OsjaxError(f"{self._endpoint} does not answer like a hub for {repo}: check HF_ENDPOINT")
+                return f"no hub has a model named {repo}: give OWNER/NAME"
+            case GatedRepoError():
+                return f"{repo} is gated: accept its licence at {page} and set HF_TOKEN to a token of yours"
+            case RevisionNotFoundError():
+                return f"{repo} has no {what}: leave out --revision, or give a branch, tag or commit"
+            case EntryNotFoundError():
+                return f"{repo} has no {what} any more: run the same command again"
+            case RepositoryNotFoundError():
+                return f"there is no {page}, or it is private: check the name, or set HF_TOKEN"
+            case HfHubHTTPError() if status in (401, 403):
+                return f"{page} is refused ({status}): set HF_TOKEN to a valid token that may read it"
+            case HfHubHTTPError() if status in _PASSING:
+                return f"{hub} fails (status {status}): try again later"
+            case HTTPError() if status is None:
+                return f"cannot reach {hub} ({_kind(error)}): check the network, and HF_ENDPOINT"
+            case _:
+                answer = f"status {status}" if status else "no JSON"
+                return f"{hub} does not answer like a hub ({answer}): check HF_ENDPOINT"
 
 
 def _kind(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class ModelScope:
             import modelscope_hub
         except ImportError as error:
             raise OsjaxError("ModelScope needs its client: pip install 'osjax[modelscope]'") from error
+        logging.getLogger("modelscope_hub").setLevel(logging.ERROR)  # each try is a warning, with its address
         self._client = modelscope_hub
         self._api = modelscope_hub.HubApi(endpoint=endpoint)
 

@@ -40,7 +40,7 @@ def part_of(file: RemoteFile, folder: Path) -> Path:
 def held(file: RemoteFile, folder: Path) -> int:
     """Bytes that are there of an unfinished `file`."""
     part = part_of(file, folder)
-    return part.stat().st_size if part.is_file() else 0
+    return os.path.getsize(part) if os.path.isfile(part) else 0
 
 
 def receive(file: RemoteFile, folder: Path, opener: Opener, pauses: Sequence[float] = PAUSES) -> None:
@@ -59,7 +59,8 @@ def receive(file: RemoteFile, folder: Path, opener: Opener, pauses: Sequence[flo
             raise OsjaxError(
                 f"{file.path} did not come as {file.repo} lists it and was removed: run the same command again"
             )
-        files.settle(part, folder / file.path)
+        with _writing(part):
+            files.settle(part, folder / file.path)
 
 
 def _complete(
@@ -95,28 +96,32 @@ def _complete(
 
 def _write(sink: BinaryIO, chunk: bytes) -> None:
     rest = memoryview(chunk)
-    try:
+    with _writing(Path(sink.name)):
         while rest:  # a disk that fills takes some of it first
             rest = rest[sink.write(rest) :]
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "is full" if full else "cannot be written"
-        raise OsjaxError(
-            f"the disk of {sink.name} {what} ({error.strerror.lower()}): make room, and the same command goes on"
-        ) from error
 
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[BinaryIO]:
     """`part`, opened to be appended to, by one process at a time."""
-    try:
-        sink = part.open("ab", buffering=0)  # what came is there, also for a process that is killed
-    except OSError as error:
-        raise OsjaxError(f"cannot write {part} ({error.strerror.lower()}): choose another folder with --to") from error
+    with _writing(part):
+        sink = part.open("ab", buffering=0)  # what came is there, also if the process is killed
     with sink:
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise OsjaxError(f"another process is downloading {part}: wait for it") from error
-        sink.seek(0, os.SEEK_END)
+        except OSError:
+            pass  # the file system has no locks, and goes without
         yield sink
+
+
+@contextlib.contextmanager
+def _writing(part: Path) -> Iterator[None]:
+    """Turns what the disk refuses into an OsjaxError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room, and the same command goes on" if full else "choose another folder with --to"
+        raise OsjaxError(f"cannot write {part} ({error.strerror.lower()}): {remedy}") from error

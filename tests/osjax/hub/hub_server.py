@@ -47,10 +47,9 @@ class Request:
 
 
 @contextlib.contextmanager
-def serve(hub: Hub) -> Iterator[Hub]:
+def serve(hub: Hub, handler: type[Handler] | None = None) -> Iterator[Hub]:
     """Runs the server inside the block, at `hub.endpoint`."""
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -63,35 +62,40 @@ def serve(hub: Hub) -> Iterator[Hub]:
         thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        headers = (self.headers.get(name) for name in ("Host", "Range", "Authorization"))
-        host, asked, authorization = headers
+        host, asked, authorization = (self.headers.get(name) for name in ("Host", "Range", "Authorization"))
         self.hub.seen.append(Request(host, path, asked, authorization))
+        self.respond(path, asked, authorization)
+
+    def respond(self, path: str, asked: str | None, authorization: str | None) -> None:
+        """Answers for the range `asked` of what is at `path`."""
         allowed = self.hub.token is None or authorization == f"Bearer {self.hub.token}"
         if authorization and not allowed:
-            self._refuse(401, message="Invalid credentials in Authorization header")
+            self.refuse(401, message="Invalid credentials in Authorization header")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._list(*found.groups(), allowed or self.hub.gated)
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*found.groups(), allowed)
         elif found := re.fullmatch(r"/elsewhere/([^/]+/[^/]+)/(.+)", path):
-            self._send(self.hub.repos[found[1]][found[2]], found[2], asked)
+            self.send(self.hub.repos[found[1]][found[2]], found[2], asked)
+        elif path.startswith("/login"):
+            self.answer(200, b"<html>Welcome to our network</html>")
         else:
-            self._refuse(404)
+            self.refuse(404)
 
     def _list(self, repo: str, revision: str | None, allowed: bool) -> None:
         if repo not in self.hub.repos or not allowed:
-            self._refuse(404 if allowed else 401, MISSING)
+            self.refuse(404 if allowed else 401, MISSING)
         elif revision not in (None, "main", COMMIT):
-            self._refuse(404, "RevisionNotFound")
+            self.refuse(404, "RevisionNotFound")
         else:
             siblings = [self._sibling(path, content) for path, content in self.hub.repos[repo].items()]
-            self._answer(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
+            self.answer(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
 
     def _sibling(self, path: str, content: bytes) -> dict[str, object]:
         """What the hub tells of a file: large ones by their SHA-256, small ones by their name in Git."""
@@ -103,22 +107,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, repo: str, revision: str, path: str, allowed: bool) -> None:
         if self.hub.statuses and (status := self.hub.statuses.pop(0)) != 200:
-            self._refuse(status)
+            self.refuse(status)
         elif not allowed:
-            self._refuse(403, GATED)
+            self.refuse(403, GATED)
         elif path in self.hub.vanished or revision != COMMIT:
-            self._refuse(404, "EntryNotFound")
+            self.refuse(404, "EntryNotFound")
         elif self.hub.elsewhere:
             port = self.server.server_port
-            self._answer(302, b"", Location=f"http://localhost:{port}/elsewhere/{repo}/{path}?signature=SECRET")
+            self.answer(302, b"", Location=f"http://localhost:{port}/elsewhere/{repo}/{path}?signature=SECRET")
         else:
-            self._send(self.hub.repos[repo][path], path, self.headers.get("Range"))
+            self.send(self.hub.repos[repo][path], path, self.headers.get("Range"))
 
-    def _send(self, content: bytes, path: str, asked: str | None) -> None:
+    def send(self, content: bytes, path: str, asked: str | None) -> None:
         """A file, or its end from the first byte asked for; as much of it as the connection is to last."""
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.hub.ranges else 0
         if asked and start >= len(content):
-            self._refuse(416)
+            self.refuse(416)
             return
         body = bytes(len(content)) if path in self.hub.spoiled else content
         breaks = self.hub.breaks.get(path)
@@ -131,11 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[start:] if last is None else body[start : start + last])
         self.close_connection = last is not None
 
-    def _refuse(self, status: int, code: str | None = None, message: str | None = None) -> None:
+    def refuse(self, status: int, code: str | None = None, message: str | None = None) -> None:
         named = {"X-Error-Code": code, "X-Error-Message": message}
-        self._answer(status, b'{"error": "no"}', **{name: value for name, value in named.items() if value})
+        self.answer(status, b'{"error": "no"}', **{name: value for name, value in named.items() if value})
 
-    def _answer(self, status: int, body: bytes, **headers: str) -> None:
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():

@@ -199,6 +199,24 @@ def test_nobody_answers(tmp_path):
     assert "cannot reach" in refusal(gone, tmp_path)
 
 
+@pytest.mark.parametrize("endpoint", ["hub.example", "http://a:b", "http://", "file:///etc", "http://me:secret@hub"])
+def test_an_endpoint_that_is_no_address(endpoint):
+    with pytest.raises(OsjaxError, match="HF_ENDPOINT") as caught:
+        HuggingFace(endpoint)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "answer"), [("/nowhere", "status 404"), ("/login", "no JSON")])
+def test_what_answers_is_no_hub(hub, tmp_path, place, answer):
+    hub.endpoint += place
+    assert f"does not answer like a hub ({answer})" in refusal(hub, tmp_path)
+
+
+def test_a_folder_that_is_a_file(hub, tmp_path):
+    (tmp_path / "ckpts").write_text("mine")
+    assert "ckpts" in refusal(hub, tmp_path / "ckpts")
+
+
 def test_offline(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refusal(hub, tmp_path)
