@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ class Hub:
     token: str | None = None  # without which nothing is given
     gated: bool = False  # the list is open, the files are for those with the token
     breaks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # bytes sent before each broken connection
+    stall: float = 0.0  # seconds that a connection hangs before it breaks
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # claims instead of the truth
     spoiled: set[str] = dataclasses.field(default_factory=set)  # sent with other bytes than listed
     statuses: list[int] = dataclasses.field(default_factory=list)  # of the next answers that are files
@@ -133,7 +135,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(body[start:] if last is None else body[start : start + last])
-        self.close_connection = last is not None
+        if last is not None:
+            time.sleep(self.hub.stall)
+            self.close_connection = True
 
     def refuse(self, status: int, code: str | None = None, message: str | None = None) -> None:
         named = {"X-Error-Code": code, "X-Error-Message": message}

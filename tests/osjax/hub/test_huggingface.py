@@ -1,6 +1,7 @@
 """Files from a hub on loopback: broken connections, refusals, wrong content. The client is the real one."""
 
 import fcntl
+import time
 
 import huggingface_hub
 import numpy as np
@@ -78,6 +79,15 @@ def test_a_broken_connection_goes_on(hub, tmp_path, ranges):
     get(hub, tmp_path)
     assert content(tmp_path) == NEEDED
     assert hub.sent("model.safetensors") == [None, "bytes=300000-"]
+
+
+def test_a_connection_that_hangs_counts_as_broken(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.breaks["model.safetensors"], hub.stall = [300_000], 2.0
+    begun = time.monotonic()
+    get(hub, tmp_path)
+    assert time.monotonic() - begun < hub.stall, "the server ended it"
+    assert content(tmp_path) == NEEDED
 
 
 def test_every_byte_that_comes_gives_new_patience(hub, tmp_path):
