@@ -32,9 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         _remove_leftovers(path)
         yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        settle(temporary, path)
     except OSError as error:
         raise OsjaxError(
             f"cannot write {path} ({_reason(error)}): choose a folder you may write to, on a disk with space left"
@@ -42,6 +40,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never made
             temporary.unlink()
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Gives a finished file of the same disk its name, once its content is on the disk. Raises OSError."""
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
 
 
 @contextlib.contextmanager

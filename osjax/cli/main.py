@@ -41,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: Sequence[str]) -> int:
     parser = Parser("osjax", description="Open-Sora 2.0 in JAX: text, images and clips to video.")
     parser.add_argument("--version", action="version", version=f"osjax {importlib.metadata.version('osjax')}")
-    commands = {"generate": _generate, "train": _train, "convert": _convert, "info": _info}
+    commands = {"generate": _generate, "train": _train, "download": _download, "convert": _convert, "info": _info}
     parser.add_argument(
         "command",
         choices=commands,
-        help="generate: make videos; train: fit a model; convert: PyTorch checkpoints to a bundle; info: tell",
+        help="generate: make videos; train: fit a model; download: PyTorch checkpoints; convert: them to a bundle; "
+        "info: tell",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`osjax COMMAND --help` lists them")
     args = parser.parse_args(argv)
@@ -64,6 +65,12 @@ def _train(argv: Sequence[str]) -> int:
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
     return train.main(argv)
+
+
+def _download(argv: Sequence[str]) -> int:
+    from osjax.cli import download
+
+    return download.main(argv, _convert)
 
 
 def _convert(argv: Sequence[str]) -> int:

@@ -44,6 +44,9 @@ def run(*words, **options):
         ["generate", "--prompt", "x", "--ckpt_path", "missing"],
         ["generate", "--dataset.data_path", "missing.csv"],
         ["generate", "--from", "missing.mp4"],
+        ["download"],  # the suite is offline
+        ["download", "open-sora"],
+        ["download", "--source", "elsewhere"],
         ["convert", "missing", "bundle"],
         ["info", "missing.mp4"],
         ["info", "--nonsense"],
