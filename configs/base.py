@@ -37,6 +37,14 @@ def get_config() -> ConfigDict:
             },
             "seed": 42,
             "motion_score": "4",
+            "refine_prompt": False,
+            "refine": {
+                "model": "gpt-4o",
+                "strict": False,
+                "timeout_s": 60.0,
+                "retries": 3,
+                "at_once": 4,
+            },
             "fps_save": 24,
             "sample_posterior": False,
             # which of it, and where to

@@ -28,7 +28,7 @@ from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import read_reference, to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
-from osjax.request import Request
+from osjax.request import ADVICE, Request
 from osjax.residency import Residency
 from osjax.sampling import geometry
 from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks
@@ -42,7 +42,7 @@ from osjax.video import Video
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 # What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance.
-SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score"})
+SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})
 
 log = logging.getLogger(__name__)
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
@@ -165,7 +165,7 @@ class Pipeline:
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape, self._ratio) for request in requests]
-        prompts = [annotate(request.prompt, request.fps, request.motion_score) for request in requests]
+        prompts = [_prompt_used(request) for request in requests]
         with _timed(seconds, "text"):
             text = self.encode_text(prompts)
             negative = self.encode_text([request.negative_prompt for request in requests])
@@ -327,6 +327,11 @@ def read_references(request: Request, shape: Shape, ratio: int) -> list[np.ndarr
     frames = shape.kind.reference_frames(ratio=ratio)
     ends = shape.kind.assign(request.refs)
     return [read_reference(path, frames, *shape.size, from_end=from_end) for path, from_end in ends]
+
+
+def _prompt_used(request: Request) -> str:
+    prompt = request.refined_prompt or request.prompt
+    return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
 
 
 def _shared(request: Request) -> dict[str, object]:

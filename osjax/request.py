@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from osjax.errors import OsjaxError
 
 MAX_FRAMES = 129
 MAX_SEED = 2**32 - 1  # JAX keys with 32-bit integers; a larger seed would silently equal a smaller one
+ADVICE = frozenset({"refined_prompt", "dynamic_score", "refined_by"})  # options that a language model fills in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Request:
     resolution and aspect_ratio choose the size; if resolution is None, height and width in pixels do.
     guidance, guidance_img: classifier-free scales for the text and the reference; fps: of the file and in the prompt.
     motion_score: a number told to the model, from "1" for little motion to "7" for much.
+    refined_prompt, dynamic_score: what the language model `refined_by` made of the prompt, told to the video's model in
+    place of prompt and motion_score.
     seed: of the noise, and of the posterior sample if `sample_posterior` is set (else references take its mode).
     Raises OsjaxError, naming the option and what it accepts, for a value that cannot be drawn.
     """
@@ -47,6 +51,9 @@ class Request:
     fps: int = 24
     motion_score: str = "4"
     sample_posterior: bool = False
+    refined_prompt: str | None = None
+    dynamic_score: str | None = None
+    refined_by: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Request:
@@ -73,9 +80,15 @@ class Request:
             raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
         if not 1 <= self.fps <= 240:
             raise OsjaxError(f"fps is {self.fps}: give a whole number from 1 to 240")
-        if not re.fullmatch(r"\d+(\.\d+)?", self.motion_score):
-            raise OsjaxError(f"motion_score is {self.motion_score!r}: give a number such as 4")
+        for name in ("motion_score", "dynamic_score"):
+            score = getattr(self, name)
+            if score is not None and not re.fullmatch(r"\d+(\.\d+)?", score):
+                raise OsjaxError(f"{name} is {score!r}: give a number such as 4")
         if self.resolution is None and (self.height is None or self.width is None):
             raise OsjaxError("no size: give a resolution with an aspect_ratio, or both height and width")
         if self.resolution is not None and self.aspect_ratio is None:
             raise OsjaxError("a resolution alone gives no size: add an aspect_ratio such as 16:9")
+
+    def recorded(self) -> dict[str, Any]:
+        """Every option by name, as a file that holds them in JSON gives them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))

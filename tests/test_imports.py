@@ -14,20 +14,7 @@ ROOT = Path(__file__).parents[1]
 CHAIN = ("kernels", "parallel", "models", "sampling", "adapters", "residency", "pipeline", "training", "cli")
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
-    {
-        "batch",
-        "bundle",
-        "checkpoint",
-        "files",
-        "hub",
-        "leaves",
-        "media",
-        "naming",
-        "provenance",
-        "request",
-        "text",
-        "video",
-    }
+    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "media", "naming", "provenance", "refine", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset({"adapters", "residency", "pipeline", "training", "cli"})
 
@@ -37,8 +24,7 @@ HOMES = {
     "orbax": ("osjax/checkpoint.py", "osjax/training/snapshots.py"),
     "ml_collections": ("osjax/cli/", "configs/"),
     "transformers": ("osjax/text/",),
-    "huggingface_hub": ("osjax/hub/huggingface.py",),
-    "modelscope_hub": ("osjax/hub/modelscope.py",),
+    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "media", "naming", "provenance", "refine", "request", "text", "video"}
     "convert": ("convert/", "osjax/cli/main.py"),
     "configs": ("configs/", "osjax/cli/"),
 }

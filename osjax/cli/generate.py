@@ -6,7 +6,6 @@ The configuration ends here: what goes on are frozen dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from osjax import batch, provenance
 from osjax.cli import options
+from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine
 from osjax.errors import OsjaxError
 from osjax.files import make_folder
 from osjax.request import Request
@@ -51,12 +51,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A whole command. origin: the provenance that `--from` repeats."""
+    """A whole command. origin: the provenance that `--from` repeats; refinement: what a language model is asked."""
 
     model: Model
     jobs: Sequence[Job]
     batch_size: int
     origin: provenance.Provenance | None = None
+    refinement: Refinement | None = None
 
     def missing(self, group: Sequence[Job], pipeline: Pipeline) -> list[int]:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
@@ -83,7 +84,7 @@ def plan(config: ConfigDict) -> Plan:
     jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
     lora = parse_lora(config.lora or "")
     model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
-    return Plan(model, jobs, config.batch_size)
+    return Plan(model, jobs, config.batch_size, refinement=read_refinement(config))
 
 
 def plan_repeat(read: options.Options) -> Plan:
@@ -131,7 +132,14 @@ def run(plan: Plan) -> None:
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
-    _draw(plan, pipeline)
+    _draw(_refined(plan, plan.refinement, pipeline) if plan.refinement else plan, pipeline)
+
+
+def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
+    earlier = [found and found.request for found in map(_found, plan.jobs)]
+    requests = refine([job.request for job in plan.jobs], earlier, refinement, pipeline)
+    jobs = [dataclasses.replace(job, request=request) for job, request in zip(plan.jobs, requests, strict=True)]
+    return dataclasses.replace(plan, jobs=jobs)
 
 
 def _draw(plan: Plan, pipeline: Pipeline) -> None:
@@ -157,15 +165,21 @@ def _draw(plan: Plan, pipeline: Pipeline) -> None:
 
 def is_made(job: Job, pipeline: Pipeline) -> bool:
     """Whether the job's video is there, whole, and was made for the same request with the same weights and dtype."""
-    if not provenance.is_finished(job.stem, job.request.num_frames):
+    found = _found(job)
+    if found is None:
         return False
-    try:
-        found = provenance.read(provenance.result_path(job.stem, job.request.num_frames))
-    except OsjaxError:  # a file of another program's: ours takes its place
-        return False
-    asked = json.loads(json.dumps(dataclasses.asdict(job.request)))  # tuples as JSON has them
     made = found.request, found.bundle_sha256, found.dtype, _digests(found.loras)
-    return made == (asked, pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras))
+    return made == (job.request.recorded(), pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras))
+
+
+def _found(job: Job) -> provenance.Provenance | None:
+    """How the video was made that lies where the job's belongs, if one does."""
+    if not provenance.is_finished(job.stem, job.request.num_frames):
+        return None
+    try:
+        return provenance.read(provenance.result_path(job.stem, job.request.num_frames))
+    except OsjaxError:  # a file of another program's: ours takes its place
+        return None
 
 
 def parse_lora(text: str) -> tuple[tuple[str, float], ...]:
@@ -210,6 +224,7 @@ def _folder(sampling: ConfigDict) -> str:
 def _request(config: ConfigDict, output: batch.Output) -> Request:
     sampling = config.sampling_option.to_dict()
     seed = sampling.pop("seed")
+    score = {} if config.motion_score == DYNAMIC else {"motion_score": config.motion_score}
     return Request(
         prompt=output.row.text,
         refs=output.row.refs,
@@ -217,8 +232,8 @@ def _request(config: ConfigDict, output: batch.Output) -> Request:
         cond_type=config.cond_type,
         seed=(config.seed if seed is None else seed) + output.sample,
         fps=config.fps_save,
-        motion_score=config.motion_score,
         sample_posterior=config.sample_posterior,
+        **score,
         **sampling,
     )
 

@@ -24,7 +24,8 @@ HELP = {
         "ref": "path of the reference image or clip; two are parted by ;",
         "cond_type": "what the reference is: i2v_head, i2v_tail, i2v_loop, v2v_head, v2v_tail, v2v_head_easy, "
         "v2v_tail_easy; t2v for none",
-        "motion_score": "how much moves: a number, from 1 for little to 7 for much",
+        "motion_score": "how much moves: a number, from 1 for little to 7 for much; dynamic asks the language model",
+        "refine_prompt": "let a language model write the prompt out first; it is shown --ref too",
         "seed": "of the noise; sample k of a prompt uses seed + k",
         "fps_save": "frames per second, of the file and in the prompt",
         "sample_posterior": "encode references by a sample, as upstream does, and not by the mode",
@@ -47,6 +48,13 @@ HELP = {
         "sampling_option.flow_shift": "shift it by this factor instead",
         "sampling_option.seed": "in place of seed",
     },
+    "the language model": {
+        "refine.model": "its name on the server that OPENAI_BASE_URL and OPENAI_API_KEY open; for --ref one that sees",
+        "refine.strict": "stop where it gives no answer of use, and not draw with what the user gave",
+        "refine.timeout_s": "seconds that its server may be silent",
+        "refine.retries": "how often it is asked again where it refuses for the moment, at growing intervals",
+        "refine.at_once": "prompts sent at the same time",
+    },
     "which of it, and where to": {
         "save_dir": "folder of the outputs",
         "num_sample": "videos of each prompt",
@@ -67,6 +75,7 @@ HELP = {
 # The size is told in one of two ways; the command line's way replaces the configuration's.
 _BY_NAME = frozenset({"sampling_option.resolution", "sampling_option.aspect_ratio"})
 _BY_PIXELS = frozenset({"sampling_option.height", "sampling_option.width"})
+_WHOLE = "refine."  # the section whose names say too little alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +160,7 @@ def _fields(config: ConfigDict) -> Fields:
     fields = {}
     for key, value in flatten(config.to_dict()).items():
         kind = type_of(key)
-        fields[key] = Field(parser_of(kind, key in optional), kind.__name__, value)
+        fields[key] = Field(parser_of(kind, key in optional), kind.__name__, value, whole=key.startswith(_WHOLE))
     return Fields(fields)
 
 

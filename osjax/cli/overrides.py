@@ -31,7 +31,8 @@ class Field:
     """What a key takes.
 
     parse: from a word to the value, or argparse.ArgumentTypeError; kind: the value's type, as the help calls it;
-    default: the configuration's; whole: the key is always given in full, because its last name is the user's own.
+    default: the configuration's; whole: the key is always given in full, because its last name is the user's own
+    or says too little.
     """
 
     parse: Callable[[str], Any]

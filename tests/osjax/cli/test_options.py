@@ -30,7 +30,13 @@ RUNBOOK = {
     "--scale-temporal-osci": ("sampling_option.scale_temporal_osci", "false", False),
     "--shift": ("sampling_option.shift", "False", False),
     "--flow_shift": ("sampling_option.flow_shift", "3", 3.0),
-    "--motion-score": ("motion_score", "7", "7"),
+    "--motion-score": ("motion_score", "dynamic", "dynamic"),
+    "--refine-prompt": ("refine_prompt", "True", True),
+    "--refine.model": ("refine.model", "mine", "mine"),
+    "--refine.strict": ("refine.strict", "True", True),
+    "--refine.timeout-s": ("refine.timeout_s", "5", 5.0),
+    "--refine.retries": ("refine.retries", "0", 0),
+    "--refine.at_once": ("refine.at_once", "8", 8),
     "--num-sample": ("num_sample", "3", 3),
     "--seed": ("seed", "7", 7),
     "--sampling_option.seed": ("sampling_option.seed", "7", 7),
@@ -75,8 +81,9 @@ def test_spellings_of_the_runbook(spelling, joined):
 
 def test_every_key_has_its_help_and_its_place_in_the_runbook():
     config = base.get_config()
-    fields = {name for name in config if name not in ("dataset", "sampling_option")}
-    fields |= {f"{section}.{name}" for section in ("dataset", "sampling_option") for name in config[section]}
+    sections = ("dataset", "sampling_option", "refine")
+    fields = {name for name in config if name not in sections}
+    fields |= {f"{section}.{name}" for section in sections for name in config[section]}
     assert set(KEYS) == fields
     assert fields - {key for key, *_ in RUNBOOK.values()} == {"sampling_option.height", "sampling_option.width"}
 
