@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 CHAIN = ("kernels", "parallel", "models", "sampling", "adapters", "residency", "pipeline", "training", "cli")
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
-    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "media", "naming", "provenance", "refine", "request", "text", "video"}
+    {"batch", "bundle", "checkpoint", "files", "hub", "leaves"}
+    | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset({"adapters", "residency", "pipeline", "training", "cli"})
 
@@ -24,7 +25,9 @@ HOMES = {
     "orbax": ("osjax/checkpoint.py", "osjax/training/snapshots.py"),
     "ml_collections": ("osjax/cli/", "configs/"),
     "transformers": ("osjax/text/",),
-    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "media", "naming", "provenance", "refine", "request", "text", "video"}
+    "huggingface_hub": ("osjax/hub/",),
+    "modelscope_hub": ("osjax/hub/",),
+    "openai": ("osjax/refine/",),
     "convert": ("convert/", "osjax/cli/main.py"),
     "configs": ("configs/", "osjax/cli/"),
 }
