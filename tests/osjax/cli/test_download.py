@@ -28,13 +28,13 @@ def hub():
         yield hub
 
 
-def start(hub, folder, *words, **options):
+def start(hub, folder, *words):
     """The command, running in `folder`, with the environment of a user who has no token."""
     quiet = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | quiet
     words = [sys.executable, "-m", "osjax.cli.main", "download", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(words, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process):
@@ -78,7 +78,8 @@ def test_a_killed_download_goes_on(hub, tmp_path):
 def test_a_disk_that_fills_on_the_way_is_one_line_and_the_same_command_goes_on(hub, tmp_path):
     """The system's limit on the size of a file stands for the disk."""
     few = (100_000, 100_000)
-    process = start(hub, tmp_path, REPO, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, few))
+    process = start(hub, tmp_path, REPO)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, few)  # long before it has asked the hub
     status, _, errors = finish(process)
     assert status == 2
     last = errors.splitlines()[-1]
