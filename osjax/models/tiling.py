@@ -102,6 +102,14 @@ def apply_tiled(apply: Apply, x_bthwc: jax.Array, tiling: Tiling, progress: Prog
     return apply(x_bthwc)
 
 
+def check_video(x: jax.Array, channels: int, what: str) -> None:
+    """Raises OsjaxError, naming the array as `what`, if it is no [B, T, H, W, channels]."""
+    if x.ndim != 5 or x.shape[-1] != channels or 0 in x.shape:
+        raise OsjaxError(
+            f"the {what} has shape {x.shape}: give [batch, time, height, width, {channels}], none of them 0"
+        )
+
+
 def _apply_time(apply: Apply, x_bthwc: jax.Array, axis: AxisTiles) -> jax.Array:
     extra = int(axis.causal)
     parts, before = [], None

@@ -105,6 +105,12 @@ def runs_of_kind(kind: str) -> list[tuple[Case, str]]:
     return [(case, run) for case in of_kind(kind) for run in case.manifest["runs"]]
 
 
+def options(case: Case, run: str) -> dict[str, Any]:
+    """The case's config with what the run changes in it (runs that change nothing may be a list of names)."""
+    runs = case.manifest["runs"]
+    return case.config | (runs[run] if isinstance(runs, Mapping) else {})
+
+
 def case_id(value: object) -> str | None:
     """pytest ids: the case's name, or the run's."""
     return value.name if isinstance(value, Case) else value if isinstance(value, str) else None

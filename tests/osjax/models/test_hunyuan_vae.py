@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models import hunyuan_vae
-from osjax.models.hunyuan_vae import Decoder, FrameCausalAttention, HunyuanVAE, HunyuanVAEConfig
+from osjax.models import resnet_vae
+from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
+from osjax.models.resnet_vae import Decoder, FrameCausalAttention
 
 TINY = HunyuanVAEConfig(
     latent_channels=2,
@@ -99,7 +100,7 @@ def test_other_arrangements_have_the_shapes_of_their_ratios(changes):
 def without_norms():
     """Group norms average over time, all else is causal: so causality shows in a model whose norms do nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hunyuan_vae, "group_norm", lambda *args, **kwargs: lambda x: x)
+        patch.setattr(resnet_vae, "group_norm", lambda *args, **kwargs: lambda x: x)
         return build()
 
 
