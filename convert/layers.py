@@ -9,9 +9,9 @@ from convert.rules import Rule, Write
 
 
 def convolution(source: str, leaf: str) -> list[Rule]:
-    """torch Conv: weight (out, in, ...) -> kernel [..., in, out] with the same order of the axes in between; bias [out].
+    """torch Conv: weight (out, in, *size) -> kernel [*size, in, out]; bias [out].
 
-    A grouped convolution, too: both hold the inputs of one group only.
+    A grouped one, too: there and here `in` are the inputs of one group.
     """
     return _layer(source, leaf, "kernel", lambda weight: weight.transpose(*range(2, weight.ndim), 1, 0))
 
@@ -22,7 +22,7 @@ def pointwise(source: str, leaf: str) -> list[Rule]:
 
 
 def norm(source: str, leaf: str) -> list[Rule]:
-    """torch norm: weight -> scale; bias."""
+    """torch GroupNorm or RMSNorm: weight -> scale; bias."""
     return _layer(source, leaf, "scale", lambda weight: weight)
 
 

@@ -84,9 +84,9 @@ class Autoencoder2DConfig:
 
 
 class FrameConv(nnx.Conv):
-    """A 3 x 3 convolution of each frame, with a border of zeros: all around, or after the last row and column if strided.
+    """A 3 x 3 convolution of each frame, with a border of zeros; strided, only behind the last row and column.
 
-    A strided length n becomes n // stride for a stride of 2.
+    A length n becomes n // 2 for a stride of 2.
     """
 
     def __init__(
