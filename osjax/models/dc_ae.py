@@ -110,25 +110,24 @@ class DCAEConfig:
     def latent_frames(self, frames: int) -> int:
         """Latents of a clip, along time.
 
-        Raises OsjaxError for a clip that cannot be encoded, or that `decode` would not give back whole: a tile of one
-        latent becomes one frame.
+        Raises OsjaxError, naming the nearest length, for a clip that cannot be encoded, or that `decode` would not give
+        back whole: a tile of one latent becomes one frame.
         """
-        latents, back = self._there_and_back(frames)
-        if back != frames:
-            shorter = next(n for n in range(frames - 1, 0, -1) if self._there_and_back(n)[1] == n)
-            longer = next(n for n in range(frames + 1, 2 * frames + 100) if self._there_and_back(n)[1] == n)
-            raise OsjaxError(f"{frames} frames would not come back from the autoencoder: ask for {shorter} or {longer}")
-        return latents
+        if not self._comes_back(frames):
+            near = filter(self._comes_back, range(1, frames + 2 * self.temporal_tile_size))
+            nearest = min(near, key=lambda n: abs(n - frames))
+            raise OsjaxError(f"{frames} frames would not come back from the autoencoder: ask for {nearest}")
+        return max(1, frames // self.time_compression_ratio)
 
-    def _there_and_back(self, frames: int) -> tuple[int, int]:
-        """(latents of a clip, frames that they are decoded to); (0, 0) for a clip that cannot be encoded."""
-        tiles = self.encode_tiling.lengths(frames, 1, 1)[0]
-        if not all(map(self.shrunk, tiles)):
-            return 0, 0
-        latents = _sum_of_tiles(self.encode_tiling.time, tiles, self.shrunk)
-        tiles = self.decode_tiling.lengths(latents, 1, 1)[0]
+    def _comes_back(self, frames: int) -> bool:
+        """Whether encoding and decoding, tile by tile, keep the length; a single frame always does."""
         ratio = self.time_compression_ratio
-        return latents, _sum_of_tiles(self.decode_tiling.time, tiles, lambda n: n * ratio if n > 1 else 1)
+        tiles = self.encode_tiling.lengths(frames, 1, 1)[0]
+        latents = _sum_of_tiles(self.encode_tiling.time, tiles, self.shrunk)
+        if not all(map(self.shrunk, tiles)) or latents != max(1, frames // ratio):
+            return False
+        tiles = self.decode_tiling.lengths(latents, 1, 1)[0]
+        return frames == _sum_of_tiles(self.decode_tiling.time, tiles, lambda n: n * ratio if n > 1 else 1)
 
     def shrunk(self, frames: int) -> int:
         """Latents of one tile of so many frames: halved time and again, but a single frame stays; 0 if one is odd."""
