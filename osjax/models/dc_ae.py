@@ -90,6 +90,11 @@ class DCAEConfig:
         return 2 ** sum(self.encoder_time[:-1])
 
     @property
+    def causal(self) -> bool:
+        """The first frame is as any other: ratio · n frames are n latents."""
+        return False
+
+    @property
     def encode_tiling(self) -> Tiling:
         """Tiles of the video."""
         return self._tiling(lambda pixels, latents: (pixels, latents))

@@ -76,6 +76,11 @@ class HunyuanVAEConfig:
         _ = self.encode_tiling, self.decode_tiling  # tiles that cannot advance are an error here, not in mid-video
 
     @property
+    def causal(self) -> bool:
+        """The first frame has a latent of its own: 1 + ratio · n frames are 1 + n latents."""
+        return True
+
+    @property
     def level_factors(self) -> tuple[Factors, ...]:
         """(time, height, width) resampling after each level, the same for encoder and decoder, each from its own input.
 

@@ -156,7 +156,7 @@ def test_what_cannot_be_loaded(options):
         {"guidance_img": float("inf")},
         {"seed": -1},
         {"seed": 2**32},
-        {"num_frames": 4},
+        {"num_frames": 6},
         {"num_frames": 133},
         {"num_steps": 0},
         {"fps": 0},
