@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.layout import KINDS, find_checkpoints
+from convert.layout import KINDS, NEEDED, PLACES, find_checkpoints
 from osjax.errors import OsjaxError
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert only this kind (default: all that are found)",
     )
     parser.add_argument(
+        "--model",
+        choices=PLACES,
+        default="open_sora_v2",
+        help="which model of upstream's ckpts folder (default: %(default)s)",
+    )
+    parser.add_argument(
         "--config", type=Path, help="JSON of the checkpoint's options (default: beside it, else inferred)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the bundle's weights (default: as in the checkpoint)")
@@ -50,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     adapter = find_adapter(args.source)
     if adapter:
         return run_lora(adapter, args)
-    found = find_checkpoints(args.source, args.kind)
+    found = find_checkpoints(args.source, args.kind, args.model)
     if args.config and len(found) > 1:
         raise OsjaxError("--config is for one checkpoint: choose which with --as")
     dtype = DTYPES.get(args.dtype)
@@ -58,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         jobs = [prepare(each, args.config, dtype) for each in found]
         write_bundle(jobs, args.destination)
         print(*(describe(job) for job in jobs), f"bundle written to {args.destination}", sep="\n")
-        absent = [kind.component for kind in KINDS if kind not in [job.kind for job in jobs]]
+        absent = [component for component in NEEDED if component not in [job.kind.component for job in jobs]]
         if absent:
-            print(f"it holds no {', '.join(absent)}: generating needs all of {', '.join(k.component for k in KINDS)}")
+            print(f"it holds no {', '.join(absent)}: generating needs all of {', '.join(NEEDED)}")
         return 0
     status = 0
     for each in found:

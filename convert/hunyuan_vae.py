@@ -7,13 +7,13 @@ The published names stay where they can; `quant_conv` and `post_quant_conv` move
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from convert.rules import Rule, Write
+from convert.layers import convolution, norm, pointwise
+from convert.rules import Rule
 from osjax.errors import OsjaxError
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 
@@ -47,47 +47,25 @@ def rules(config: HunyuanVAEConfig) -> list[Rule]:
     net = r"(?P<net>encoder|decoder)"
     at_level, level = rf"{net}\.(?:down|up)_blocks\.(?P<i>\d+)", "{net}.levels.{i}"
     table = [
-        *_convolution(rf"{net}\.(?P<conv>conv_in|conv_out)\.conv", "{net}.{conv}"),
-        *_convolution(rf"{at_level}\.(?:down|up)samplers\.0\.conv\.conv", f"{level}.resample"),
+        *convolution(rf"{net}\.(?P<conv>conv_in|conv_out)\.conv", "{net}.{conv}"),
+        *convolution(rf"{at_level}\.(?:down|up)samplers\.0\.conv\.conv", f"{level}.resample"),
         *_resnet(rf"{at_level}\.resnets\.(?P<j>\d+)", f"{level}.resnets.{{j}}"),
         *_resnet(rf"{net}\.mid_block\.resnets\.(?P<j>\d+)", "{net}.mid_block.resnets.{j}"),
-        *_norm(rf"{net}\.conv_norm_out", "{net}.norm_out"),
-        *_pointwise("quant_conv", "encoder.quant_conv"),
-        *_pointwise("post_quant_conv", "decoder.post_quant_conv"),
+        *norm(rf"{net}\.conv_norm_out", "{net}.norm_out"),
+        *pointwise("quant_conv", "encoder.quant_conv"),
+        *pointwise("post_quant_conv", "decoder.post_quant_conv"),
     ]
     if config.mid_block_add_attention:
         source, leaf = rf"{net}\.mid_block\.attentions\.0", "{net}.mid_block.attention"
-        table += _norm(rf"{source}\.group_norm", f"{leaf}.group_norm")
-        table += _pointwise(rf"{source}\.to_(?P<head>[qkv])", f"{leaf}.to_{{head}}")
-        table += _pointwise(rf"{source}\.to_out\.0", f"{leaf}.to_out")
+        table += norm(rf"{source}\.group_norm", f"{leaf}.group_norm")
+        table += pointwise(rf"{source}\.to_(?P<head>[qkv])", f"{leaf}.to_{{head}}")
+        table += pointwise(rf"{source}\.to_out\.0", f"{leaf}.to_out")
     return table
 
 
 def _resnet(source: str, leaf: str) -> list[Rule]:
     return [
-        *_norm(rf"{source}\.(?P<norm>norm[12])", f"{leaf}.{{norm}}"),
-        *_convolution(rf"{source}\.(?P<conv>conv[12])\.conv", f"{leaf}.{{conv}}"),
-        *_pointwise(rf"{source}\.conv_shortcut\.conv", f"{leaf}.conv_shortcut"),
-    ]
-
-
-def _convolution(source: str, leaf: str) -> list[Rule]:
-    """torch Conv3d: weight (out, in, t, h, w) -> kernel [t, h, w, in, out]; bias [out]."""
-    return _layer(source, leaf, "kernel", lambda weight: weight.transpose(2, 3, 4, 1, 0))
-
-
-def _pointwise(source: str, leaf: str) -> list[Rule]:
-    """torch Linear (out, in), or a Conv3d of size 1 (out, in, 1, 1, 1) -> kernel [in, out]; bias [out]."""
-    return _layer(source, leaf, "kernel", lambda weight: weight.reshape(weight.shape[:2]).T)
-
-
-def _norm(source: str, leaf: str) -> list[Rule]:
-    """torch GroupNorm: weight -> scale, bias."""
-    return _layer(source, leaf, "scale", lambda weight: weight)
-
-
-def _layer(source: str, leaf: str, name: str, take: Callable[[Any], Any]) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", (Write(f"{leaf}.{name}", take),)),
-        Rule(rf"{source}\.bias", (Write(f"{leaf}.bias", lambda bias: bias),)),
+        *norm(rf"{source}\.(?P<norm>norm[12])", f"{leaf}.{{norm}}"),
+        *convolution(rf"{source}\.(?P<conv>conv[12])\.conv", f"{leaf}.{{conv}}"),
+        *pointwise(rf"{source}\.conv_shortcut\.conv", f"{leaf}.conv_shortcut"),
     ]

@@ -22,11 +22,13 @@ _MARKS = {
     "hunyuan_vae": "encoder.down_blocks.0.resnets.0.conv1.conv.weight",
     "t5": "encoder.block.0.layer.0.SelfAttention.q.weight",
     "clip": "text_model.encoder.layers.0.self_attn.q_proj.weight",
+    "dc_ae": "encoder.project_in.conv.weight",
+    "autoencoder_2d": "encoder.down.0.block.0.norm1.weight",
 }
 
 
 def detect_kind(names: Iterable[str]) -> str | None:
-    """mmdit, hunyuan_vae, t5 or clip by the tensors' names; None if it is none of these."""
+    """The kind by the tensors' names; None if it is none that is known."""
     names = frozenset(names)
     return next((kind for kind, mark in _MARKS.items() if mark in names), None)
 
@@ -41,6 +43,8 @@ def infer_options(kind: str, shapes: Shapes) -> dict[str, Any]:
         "hunyuan_vae": _hunyuan_vae,
         "t5": _t5,
         "clip": _clip,
+        "dc_ae": _dc_ae,
+        "autoencoder_2d": _autoencoder_2d,
     }
     try:
         return readers[kind](shapes)
@@ -142,6 +146,59 @@ def _clip(shapes: Shapes) -> dict[str, Any]:
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
         "eos_token_id": 2,
+    }
+
+
+def _dc_ae(shapes: Shapes) -> dict[str, Any]:
+    stages = _count(shapes, r"encoder\.stages\.(\d+)\..*"), _count(shapes, r"decoder\.stages\.(\d+)\..*")
+    if stages != (6, 6):
+        raise _ask(f"the DC-AE has {stages[0]} and {stages[1]} stages, which leaves its compression unknown")
+    time = [False, False, False, True, True, False]
+    return {
+        "in_channels": shapes["encoder.project_in.conv.weight"].shape[1],
+        "latent_channels": shapes["decoder.project_in.main.conv.weight"].shape[1],
+        "encoder": _dc_ae_stages(shapes, "encoder") | {"temporal_downsample": time},
+        "decoder": _dc_ae_stages(shapes, "decoder") | {"temporal_upsample": time},
+        "scaling_factor": None,
+        "use_spatial_tiling": True,  # as upstream generates with it
+        "use_temporal_tiling": True,
+        "spatial_tile_size": 256,
+        "temporal_tile_size": 32,
+        "tile_overlap_factor": 0.25,
+    }
+
+
+def _dc_ae_stages(shapes: Shapes, net: str) -> dict[str, Any]:
+    """Widths, depths and kinds of the six stages, from the last tensor of every block."""
+    last = {"ResBlock": r"main\.conv2\.norm\.weight", "EViTS5_GLU": r"local_module\.main\.point_conv\.norm\.weight"}
+    blocks = [
+        [
+            (block, shape.shape[0])
+            for block, tensor in last.items()
+            for name, shape in shapes.items()
+            if re.fullmatch(rf"{net}\.stages\.{stage}\.op_list\.\d+\.{tensor}", name)
+        ]
+        for stage in range(6)
+    ]
+    return {
+        "width_list": [stage[0][1] for stage in blocks],
+        "depth_list": [len(stage) for stage in blocks],
+        "block_type": [stage[0][0] for stage in blocks],
+    }
+
+
+def _autoencoder_2d(shapes: Shapes) -> dict[str, Any]:
+    levels = _count(shapes, r"encoder\.down\.(\d+)\..*")
+    ch = shapes["encoder.conv_in.weight"].shape[0]
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"].shape[1],
+        "out_ch": shapes["decoder.conv_out.weight"].shape[0],
+        "z_channels": shapes["decoder.conv_in.weight"].shape[1],
+        "ch": ch,
+        "ch_mult": [shapes[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)],
+        "num_res_blocks": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\..*"),
+        "scale_factor": 0.3611,
+        "shift_factor": 0.1159,
     }
 
 

@@ -19,20 +19,34 @@ INDEX = ".index.json"  # behind one of the others: which tensor is in which shar
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of model: its component in a bundle, its place under `ckpts/`, the tokens that a text encoder is given."""
+    """A kind of model: its component in a bundle, the tokens that a text encoder is given."""
 
     name: str
     component: str
-    place: str
     max_length: int | None = None
 
 
 KINDS = (
-    Kind("mmdit", "mmdit", "Open_Sora_v2"),
-    Kind("hunyuan_vae", "vae", "hunyuan_vae"),
-    Kind("t5", "t5", "google/t5-v1_1-xxl", max_length=512),
-    Kind("clip", "clip", "openai/clip-vit-large-patch14", max_length=77),
+    Kind("mmdit", "mmdit"),
+    Kind("hunyuan_vae", "vae"),
+    Kind("t5", "t5", max_length=512),
+    Kind("clip", "clip", max_length=77),
+    Kind("dc_ae", "vae"),
+    Kind("autoencoder_2d", "image_vae"),
 )
+
+_TEXT_ENCODERS = {"t5": "google/t5-v1_1-xxl", "clip": "openai/clip-vit-large-patch14"}
+# The published models: what each is made of, and where that lies under `ckpts/`.
+PLACES: dict[str, dict[str, str]] = {
+    "open_sora_v2": {
+        "mmdit": "Open_Sora_v2",
+        "hunyuan_vae": "hunyuan_vae",
+        **_TEXT_ENCODERS,
+        "autoencoder_2d": "flux1-dev-ae",
+    },
+    "high_compression": {"mmdit": "Open_Sora_v2_Video_DC_AE", "dc_ae": "F32T4C128_AE", **_TEXT_ENCODERS},
+}
+NEEDED = ("mmdit", "vae", "t5", "clip")  # components without which nothing can be generated
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,8 +72,8 @@ class Found:
     kind: str | None
 
 
-def find_checkpoints(source: Path, kind: str | None = None) -> list[Found]:
-    """The checkpoints of `source`; with `kind` only that one.
+def find_checkpoints(source: Path, kind: str | None = None, model: str = "open_sora_v2") -> list[Found]:
+    """The checkpoints of `source`, in upstream's folder those of `model`; with `kind` only that one, of either model.
 
     Raises OsjaxError if there is none, or several of which none can be preferred.
     """
@@ -67,7 +81,8 @@ def find_checkpoints(source: Path, kind: str | None = None) -> list[Found]:
         return [Found(source, kind)]
     if not source.is_dir():
         raise OsjaxError(f"{source} is missing: give a checkpoint, a model's folder or upstream's ckpts folder")
-    placed = [(each.name, _at_place(source / each.place)) for each in KINDS if kind in (None, each.name)]
+    places = PLACES[model] if kind is None else _places_of(kind, model)
+    placed = [(name, _at_place(source / place)) for name, place in places.items()]
     found = [Found(file, name) for name, file in placed if file is not None]
     if found:
         return found
@@ -105,6 +120,11 @@ def max_length(kind: Kind, file: Path) -> int | None:
         return kind.max_length
     length = _read_json(path).get("model_max_length")
     return length if isinstance(length, int) and 0 < length < _NO_LIMIT else kind.max_length
+
+
+def _places_of(kind: str, model: str) -> dict[str, str]:
+    """Where that kind lies, in `model` if it is part of it."""
+    return {kind: next(PLACES[name][kind] for name in (model, *PLACES) if kind in PLACES[name])}
 
 
 def _at_place(place: Path) -> Path | None:

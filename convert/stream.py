@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from convert import clip, hunyuan_vae, infer, layout, mmdit, t5
+from convert import autoencoder_2d, clip, dc_ae, hunyuan_vae, infer, layout, mmdit, t5
 from convert.rules import Plan, abstract, plan
 from convert.sources import Source, open_source, reading
 from osjax import leaves
@@ -32,7 +32,14 @@ from osjax.bundle import Component, write_manifest
 from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
 
-TABLES: dict[str, ModuleType] = {"mmdit": mmdit, "hunyuan_vae": hunyuan_vae, "t5": t5, "clip": clip}
+TABLES: dict[str, ModuleType] = {
+    "mmdit": mmdit,
+    "hunyuan_vae": hunyuan_vae,
+    "t5": t5,
+    "clip": clip,
+    "dc_ae": dc_ae,
+    "autoencoder_2d": autoencoder_2d,
+}
 
 _BLOCK_BYTES = 16 << 20
 

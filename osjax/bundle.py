@@ -33,7 +33,7 @@ INDEX = "index.json"
 class Component:
     """One model of a bundle.
 
-    kind: mmdit, hunyuan_vae, t5 or clip; config: the fields of that model's config dataclass; dtype: of its floating
+    kind: one of `osjax.residency.MODELS`; config: the fields of that model's config dataclass; dtype: of its floating
     leaves as stored; parameters, bytes: of its arrays; folder, tokenizer: relative to the bundle; max_length: tokens
     that a text encoder is given.
     """

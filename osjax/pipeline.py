@@ -64,11 +64,12 @@ def explaining_memory() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a request asks for in pixels and latents. size: (height, width)."""
+    """What a request asks for in pixels and latents. size: (height, width); kept: of the frames that are decoded."""
 
     size: tuple[int, int]
     grid: geometry.LatentGrid
     kind: ConditionKind
+    kept: slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Pipeline:
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
         seconds: dict[str, float] = {}
         shape = self.shape(first)
-        clips = [read_references(request, shape, self._ratio) for request in requests]
+        clips = [read_references(request, shape, self._ratio, self._causal) for request in requests]
         prompts = [_prompt_used(request) for request in requests]
         with _timed(seconds, "text"):
             text = self.encode_text(prompts)
@@ -174,7 +175,7 @@ class Pipeline:
         with _timed(seconds, "denoise"):
             z_bthwc, passes = self.draw_latents(requests, shape, text, negative, references)
         with _timed(seconds, "decode"):
-            frames_bthwc = self.decode(z_bthwc)[:, : first.num_frames]
+            frames_bthwc = self.decode(z_bthwc)[:, shape.kept]
         return [
             Video(frames, request.fps, self._provenance(requests, index, prompt, frames, passes, seconds))
             for index, (request, prompt, frames) in enumerate(zip(requests, prompts, frames_bthwc, strict=True))
@@ -191,13 +192,19 @@ class Pipeline:
             size = geometry.image_size(request.resolution, request.aspect_ratio, multiple)
         else:
             size = geometry.round_up_size(request.height, request.width)
-        geometry.check_frames(request.num_frames, self._ratio)
-        grid = geometry.latent_grid(*size, request.num_frames, multiple=multiple, patch=patch, ratio=self._ratio)
+        frames, ratio, causal = request.num_frames, self._ratio, self._causal
+        geometry.check_frames(frames, ratio, causal)
+        if not causal:
+            vae.latent_frames(frames)  # refuses a length that its tiles would cut
+        grid = geometry.latent_grid(*size, frames, multiple=multiple, patch=patch, ratio=ratio, causal=causal)
+        size = (grid.h * vae.spatial_compression_ratio, grid.w * vae.spatial_compression_ratio)
         kind = condition_kind(request.cond_type)
-        if grid.t > 1:  # a single frame ignores references
-            kind.assign(request.refs)
-            condition_masks(kind, grid.t)
-        return Shape(size, grid, kind)
+        if grid.t == 1:  # a single frame ignores references
+            return Shape(size, grid, kind, slice(0, frames))
+        kind.assign(request.refs)
+        condition_masks(kind, grid.t, causal)
+        head, tail = kind.padding(causal, ratio)
+        return Shape(size, grid, kind, slice(head, frames - tail))
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -246,6 +253,7 @@ class Pipeline:
                 sampling_options(requests[0]),
                 self.where,
                 on_step=lambda *_: bar.update(),
+                causal=self._causal,
             )
 
     def decode(self, z_bthwc: jax.Array) -> np.ndarray:
@@ -264,6 +272,10 @@ class Pipeline:
     @property
     def _ratio(self) -> int:
         return self.residency.config("vae").time_compression_ratio
+
+    @property
+    def _causal(self) -> bool:
+        return self.residency.config("vae").causal
 
     def _provenance(
         self,
@@ -317,14 +329,14 @@ def sampling_options(request: Request) -> SamplingOptions:
     return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
 
 
-def read_references(request: Request, shape: Shape, ratio: int) -> list[np.ndarray]:
+def read_references(request: Request, shape: Shape, ratio: int, causal: bool) -> list[np.ndarray]:
     """The clips that condition a request, THWC in [-1, 1]: head before tail. A single frame takes none.
 
     Raises OsjaxError for a wrong number of references, and for files that cannot be used.
     """
     if shape.grid.t == 1:
         return []
-    frames = shape.kind.reference_frames(ratio=ratio)
+    frames = shape.kind.reference_frames(causal, ratio)
     ends = shape.kind.assign(request.refs)
     return [read_reference(path, frames, *shape.size, from_end=from_end) for path, from_end in ends]
 

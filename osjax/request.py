@@ -74,8 +74,10 @@ class Request:
             raise OsjaxError(f"flow_shift is {self.flow_shift}: give a number above 0")
         if not 0 <= self.seed <= MAX_SEED:
             raise OsjaxError(f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}")
-        if not 1 <= self.num_frames <= MAX_FRAMES or self.num_frames % 4 != 1:
-            raise OsjaxError(f"num_frames is {self.num_frames}: give 4k+1 frames, from 1 to {MAX_FRAMES}")
+        if not 1 <= self.num_frames <= MAX_FRAMES or self.num_frames % 4 > 1:  # the model says which of the two
+            raise OsjaxError(
+                f"num_frames is {self.num_frames}: give 4k+1 frames from 1 to {MAX_FRAMES}, 4k for high compression"
+            )
         if self.num_steps < 1:
             raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
         if not 1 <= self.fps <= 240:

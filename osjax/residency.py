@@ -24,7 +24,9 @@ from osjax.bundle import Bundle, Component
 from osjax.checkpoint import load_component
 from osjax.errors import OsjaxError
 from osjax.models import lora
+from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
 from osjax.models.clip import CLIPText, CLIPTextConfig
+from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.t5 import T5Config, T5Encoder
@@ -35,6 +37,8 @@ MODELS: dict[str, tuple[type[nnx.Module], type]] = {
     "hunyuan_vae": (HunyuanVAE, HunyuanVAEConfig),
     "t5": (T5Encoder, T5Config),
     "clip": (CLIPText, CLIPTextConfig),
+    "dc_ae": (DCAE, DCAEConfig),
+    "autoencoder_2d": (Autoencoder2D, Autoencoder2DConfig),
 }
 
 

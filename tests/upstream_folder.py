@@ -14,14 +14,14 @@ from tests.parity.cases import Case
 VOCABULARY = 64  # entries at most: tiny tokenizers know single characters only
 
 
-def write(folder: Path, *golden: Case) -> Path:
-    """Writes each case's weights where upstream has that kind, its config beside them, and tiny tokenizers.
+def write(folder: Path, *golden: Case, model: str = "open_sora_v2") -> Path:
+    """Writes each case's weights where upstream has that kind for `model`, its config beside them, tiny tokenizers.
 
     Models are single files with a sidecar JSON, text encoders folders as Hugging Face ships them. Returns `folder`.
     """
     for case in golden:
         kind = next(kind for kind in layout.KINDS if kind.name == case.kind)
-        place = folder / kind.place
+        place = folder / layout.PLACES[model][kind.name]
         if kind.max_length is None:
             weights, config = place.with_name(f"{place.name}.safetensors"), place.with_name(f"{place.name}.json")
         else:

@@ -35,7 +35,7 @@ HELP = {
         "sampling_option.aspect_ratio": "width:height, such as 16:9, 1:1, 9:16, 4:3, 2.39:1",
         "sampling_option.height": "in pixels, with width, in place of resolution and aspect_ratio; rounded up to 16",
         "sampling_option.width": "in pixels, with height",
-        "sampling_option.num_frames": "4k+1 frames, at most 129; 1 draws an image",
+        "sampling_option.num_frames": "4k+1 frames, at most 129 (4k for high_compression); 1 draws an image",
     },
     "the sampler": {
         "sampling_option.num_steps": "Euler steps",

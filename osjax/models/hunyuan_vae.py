@@ -1,6 +1,6 @@
 """The causal 3D VAE of HunyuanVideo, as Open-Sora 2.0 uses it.
 
-B batch, T/H/W frames/height/width (pixels outside, latents inside), C channels, N = H·W positions of a frame.
+B batch, T/H/W frames/height/width (pixels outside, latents inside), C channels.
 Convolutions and attention see no later frame; group norms average over all frames of a tile, as the reference's do.
 Videos are in [-1, 1]; latents leave `encode` scaled, and enter `decode` so.
 """
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.conv3d import CausalConv3D, Factors, group_norm, upsample_nearest_causal
-from osjax.models.tiling import AxisTiles, Progress, Tiling, apply_tiled
+from osjax.models.conv3d import CausalConv3D, Factors
+from osjax.models.resnet_vae import Arrangement, Decoder, Encoder, posterior_latents, run_network
+from osjax.models.tiling import AxisTiles, Progress, Tiling, apply_tiled, check_video
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -75,6 +76,11 @@ class HunyuanVAEConfig:
         _ = self.encode_tiling, self.decode_tiling  # tiles that cannot advance are an error here, not in mid-video
 
     @property
+    def causal(self) -> bool:
+        """The first frame has a latent of its own: 1 + ratio · n frames are 1 + n latents."""
+        return True
+
+    @property
     def level_factors(self) -> tuple[Factors, ...]:
         """(time, height, width) resampling after each level, the same for encoder and decoder, each from its own input.
 
@@ -86,6 +92,23 @@ class HunyuanVAEConfig:
         late = [levels - 3 <= i < levels - 1 for i in range(levels)]
         in_time = in_space if self.time_compression_ratio == 8 else late
         return tuple((1 + time, 1 + space, 1 + space) for time, space in zip(in_time, in_space, strict=True))
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """What encoder and decoder are made of."""
+        return Arrangement(
+            conv=CausalConv3D,
+            act=ACTIVATIONS[self.act_fn],
+            groups=self.norm_num_groups,
+            attention=self.mid_block_add_attention,
+            widths=self.block_out_channels,
+            depth=self.layers_per_block,
+            factors=self.level_factors,
+            quant_conv=True,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            latent_channels=self.latent_channels,
+        )
 
     @property
     def encode_tiling(self) -> Tiling:
@@ -107,157 +130,13 @@ class HunyuanVAEConfig:
         )
 
 
-class ResnetBlock(nnx.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))), with a pointwise projection of x where the width changes."""
-
-    def __init__(self, c_in: int, c_out: int, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.act = ACTIVATIONS[config.act_fn]
-        self.norm1 = group_norm(c_in, config.norm_num_groups, rngs=rngs, dtype=dtype)
-        self.conv1 = CausalConv3D(c_in, c_out, rngs=rngs, dtype=dtype)
-        self.norm2 = group_norm(c_out, config.norm_num_groups, rngs=rngs, dtype=dtype)
-        self.conv2 = CausalConv3D(c_out, c_out, rngs=rngs, dtype=dtype)
-        self.conv_shortcut = _pointwise(c_in, c_out, rngs=rngs, dtype=dtype) if c_in != c_out else None
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        h_bthwc = self.conv1(self.act(self.norm1(x_bthwc)))
-        h_bthwc = self.conv2(self.act(self.norm2(h_bthwc)))
-        return h_bthwc + (x_bthwc if self.conv_shortcut is None else self.conv_shortcut(x_bthwc))
-
-
-class FrameCausalAttention(nnx.Module):
-    """x + single-head attention in which a position sees all positions of its own and earlier frames."""
-
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.group_norm = group_norm(channels, groups, rngs=rngs, dtype=dtype)
-        self.to_q = _pointwise(channels, channels, rngs=rngs, dtype=dtype)
-        self.to_k = _pointwise(channels, channels, rngs=rngs, dtype=dtype)
-        self.to_v = _pointwise(channels, channels, rngs=rngs, dtype=dtype)
-        self.to_out = _pointwise(channels, channels, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        b, t, h, w, c = x_bthwc.shape
-        h_btnc = self.group_norm(x_bthwc).reshape(b, t, h * w, c)
-        q_btnc, k_btnc, v_btnc = self.to_q(h_btnc), self.to_k(h_btnc), self.to_v(h_btnc)
-
-        def attend(frame: jax.Array, q_bnc: jax.Array) -> jax.Array:
-            # Scores of one query frame: the mask over all pairs of positions would take (T·N)² elements.
-            s_bntm = jnp.einsum("bnc,btmc->bntm", q_bnc, k_btnc, preferred_element_type=jnp.float32) * c**-0.5
-            s_bntm = jnp.where((jnp.arange(t) <= frame)[:, None], s_bntm, -jnp.inf)
-            p_bntm = jax.nn.softmax(s_bntm, axis=(-2, -1)).astype(v_btnc.dtype)
-            return jnp.einsum("bntm,btmc->bnc", p_bntm, v_btnc)
-
-        o_tbnc = jax.lax.map(lambda args: attend(*args), (jnp.arange(t), q_btnc.swapaxes(0, 1)))
-        return x_bthwc + self.to_out(o_tbnc.swapaxes(0, 1)).reshape(x_bthwc.shape)
-
-
-class MidBlock(nnx.Module):
-    """Residual block, attention if the config has it, residual block."""
-
-    def __init__(self, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        c = config.block_out_channels[-1]
-        self.resnets = nnx.List([ResnetBlock(c, c, config, rngs=rngs, dtype=dtype) for _ in range(2)])
-        self.attention = (
-            FrameCausalAttention(c, config.norm_num_groups, rngs=rngs, dtype=dtype)
-            if config.mid_block_add_attention
-            else None
-        )
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        first, last = self.resnets
-        x_bthwc = first(x_bthwc)
-        if self.attention is not None:
-            x_bthwc = self.attention(x_bthwc)
-        return last(x_bthwc)
-
-
-class Level(nnx.Module):
-    """Residual blocks at one resolution, then the way to the next: a strided convolution, or upsampling and one."""
-
-    def __init__(
-        self,
-        widths: tuple[int, int],
-        depth: int,
-        config: HunyuanVAEConfig,
-        *,
-        down: Factors = (1, 1, 1),
-        up: Factors = (1, 1, 1),
-        rngs: nnx.Rngs,
-        dtype: jnp.dtype,
-    ):
-        c_in, c = widths
-        self.up = up
-        self.resnets = nnx.List(
-            [ResnetBlock(c if i else c_in, c, config, rngs=rngs, dtype=dtype) for i in range(depth)]
-        )
-        resamples = max(*down, *up) > 1
-        self.resample = CausalConv3D(c, c, stride=down, rngs=rngs, dtype=dtype) if resamples else None
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        for resnet in self.resnets:
-            x_bthwc = resnet(x_bthwc)
-        if self.resample is None:
-            return x_bthwc
-        return self.resample(upsample_nearest_causal(x_bthwc, self.up))
-
-
-class Encoder(nnx.Module):
-    """[B, T, H, W, in_channels] -> mean | log-variance [B, t, h, w, 2 · latent_channels]."""
-
-    def __init__(self, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        widths = config.block_out_channels
-        c_out = 2 * config.latent_channels
-        self.conv_in = CausalConv3D(config.in_channels, widths[0], rngs=rngs, dtype=dtype)
-        self.levels = nnx.List(
-            [
-                Level(pair, config.layers_per_block, config, down=factors, rngs=rngs, dtype=dtype)
-                for pair, factors in zip(_steps(widths), config.level_factors, strict=True)
-            ]
-        )
-        self.mid_block = MidBlock(config, rngs=rngs, dtype=dtype)
-        self.norm_out = group_norm(widths[-1], config.norm_num_groups, rngs=rngs, dtype=dtype)
-        self.conv_out = CausalConv3D(widths[-1], c_out, rngs=rngs, dtype=dtype)
-        self.quant_conv = _pointwise(c_out, c_out, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        x_bthwc = self.conv_in(x_bthwc)
-        for level in self.levels:
-            x_bthwc = level(x_bthwc)
-        x_bthwc = self.mid_block(x_bthwc)
-        return self.quant_conv(self.conv_out(jax.nn.silu(self.norm_out(x_bthwc))))
-
-
-class Decoder(nnx.Module):
-    """[B, t, h, w, latent_channels] -> [B, T, H, W, out_channels]."""
-
-    def __init__(self, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        widths = config.block_out_channels[::-1]
-        c_in = config.latent_channels
-        self.post_quant_conv = _pointwise(c_in, c_in, rngs=rngs, dtype=dtype)
-        self.conv_in = CausalConv3D(c_in, widths[0], rngs=rngs, dtype=dtype)
-        self.mid_block = MidBlock(config, rngs=rngs, dtype=dtype)
-        self.levels = nnx.List(
-            [
-                Level(pair, config.layers_per_block + 1, config, up=factors, rngs=rngs, dtype=dtype)
-                for pair, factors in zip(_steps(widths), config.level_factors, strict=True)
-            ]
-        )
-        self.norm_out = group_norm(widths[-1], config.norm_num_groups, rngs=rngs, dtype=dtype)
-        self.conv_out = CausalConv3D(widths[-1], config.out_channels, rngs=rngs, dtype=dtype)
-
-    def __call__(self, z_bthwc: jax.Array) -> jax.Array:
-        x_bthwc = self.mid_block(self.conv_in(self.post_quant_conv(z_bthwc)))
-        for level in self.levels:
-            x_bthwc = level(x_bthwc)
-        return self.conv_out(jax.nn.silu(self.norm_out(x_bthwc)))
-
-
 class HunyuanVAE(nnx.Module):
     """The autoencoder. Its methods run tile by tile, each tile in one jitted call per tile shape."""
 
     def __init__(self, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
+        self.encoder = Encoder(config.arrangement, rngs=rngs, dtype=dtype)
+        self.decoder = Decoder(config.arrangement, rngs=rngs, dtype=dtype)
 
     def with_tiling(self, *, spatial: bool, temporal: bool) -> HunyuanVAE:
         """The same model (its arrays are shared, compiled tiles are reused) with tiling switched as given."""
@@ -271,8 +150,8 @@ class HunyuanVAE(nnx.Module):
         progress: called with (tiles done, tiles in all); for use outside jit.
         Raises OsjaxError for an array that is no video of `in_channels` channels.
         """
-        _check_shape(x_bthwc, self.config.in_channels, "video to encode")
-        run = functools.partial(_run, self.encoder, one_by_one=self.config.use_slicing)
+        check_video(x_bthwc, self.config.in_channels, "video to encode")
+        run = functools.partial(run_network, self.encoder, one_by_one=self.config.use_slicing)
         return apply_tiled(run, x_bthwc, self.config.encode_tiling, progress)
 
     def encode(self, x_bthwc: jax.Array, key: jax.Array | None = None, progress: Progress | None = None) -> jax.Array:
@@ -281,43 +160,15 @@ class HunyuanVAE(nnx.Module):
         t, h and w are T, H and W over the compression ratios, rounded up. Errors and progress as in `moments`.
         """
         moments_bthwc = self.moments(x_bthwc, progress)
-        z_bthwc, logvar_bthwc = jnp.split(moments_bthwc.astype(jnp.float32), 2, axis=-1)
-        if key is not None:
-            deviation_bthwc = jnp.exp(0.5 * jnp.clip(logvar_bthwc, -30.0, 20.0))
-            z_bthwc = z_bthwc + deviation_bthwc * jax.random.normal(key, z_bthwc.shape)
-        return (self.config.scale_factor * (z_bthwc - self.config.shift_factor)).astype(moments_bthwc.dtype)
+        scale, shift = self.config.scale_factor, self.config.shift_factor
+        return posterior_latents(moments_bthwc, key, scale_factor=scale, shift_factor=shift)
 
     def decode(self, z_bthwc: jax.Array, progress: Progress | None = None) -> jax.Array:
         """Video [B, T, H, W, out_channels], about [-1, 1] (not clamped), of scaled latents as `encode` returns them.
 
         T is 1 + (t - 1) · ratio. Raises OsjaxError for an array that is no latent; progress as in `moments`.
         """
-        _check_shape(z_bthwc, self.config.latent_channels, "latent to decode")
+        check_video(z_bthwc, self.config.latent_channels, "latent to decode")
         z_bthwc = z_bthwc.astype(jnp.float32) / self.config.scale_factor + self.config.shift_factor
-        run = functools.partial(_run, self.decoder, one_by_one=self.config.use_slicing)
+        run = functools.partial(run_network, self.decoder, one_by_one=self.config.use_slicing)
         return apply_tiled(run, z_bthwc, self.config.decode_tiling, progress)
-
-
-@functools.partial(jax.jit, static_argnames="one_by_one")
-def _run(network: Encoder | Decoder, x_bthwc: jax.Array, one_by_one: bool) -> jax.Array:
-    """The network on one tile. It takes no whole model, so that a change of tiling compiles nothing anew."""
-    if one_by_one:
-        return jax.lax.map(lambda x_thwc: network(x_thwc[None])[0], x_bthwc)
-    return network(x_bthwc)
-
-
-def _pointwise(c_in: int, c_out: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> nnx.Linear:
-    """A 1x1x1 convolution."""
-    return nnx.Linear(c_in, c_out, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-
-def _steps(widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(width before, width of) each level."""
-    return list(zip((widths[0], *widths), widths, strict=False))
-
-
-def _check_shape(x: jax.Array, channels: int, what: str) -> None:
-    if x.ndim != 5 or x.shape[-1] != channels or 0 in x.shape:
-        raise OsjaxError(
-            f"the {what} has shape {x.shape}: give [batch, time, height, width, {channels}], none of them 0"
-        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -65,6 +66,10 @@ class AxisTiles:
         """Where the tiles of an axis of that length begin; a causal tail of one element would leave nothing."""
         return range(0, max(1, length - int(self.causal)), self.stride)
 
+    def lengths(self, length: int) -> list[int]:
+        """Lengths of the tiles of an axis of that length."""
+        return [min(self.size + int(self.causal), length - start) for start in self.starts(length)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
@@ -73,11 +78,14 @@ class Tiling:
     time: AxisTiles | None = None
     space: AxisTiles | None = None
 
+    def lengths(self, t: int, h: int, w: int) -> tuple[list[int], list[int], list[int]]:
+        """Lengths of the tiles along time, height and width, of an input of t frames of h by w."""
+        in_time = self.time.lengths(t) if self._in_time(t) else [t]
+        return (in_time, self.space.lengths(h), self.space.lengths(w)) if self._in_space(h, w) else (in_time, [h], [w])
+
     def count(self, t: int, h: int, w: int) -> int:
         """Number of tiles of an input of t frames of h by w."""
-        in_time = len(self.time.starts(t)) if self._in_time(t) else 1
-        in_space = len(self.space.starts(h)) * len(self.space.starts(w)) if self._in_space(h, w) else 1
-        return in_time * in_space
+        return math.prod(map(len, self.lengths(t, h, w)))
 
     def _in_time(self, t: int) -> bool:
         return self.time is not None and t > self.time.size
@@ -100,6 +108,14 @@ def apply_tiled(apply: Apply, x_bthwc: jax.Array, tiling: Tiling, progress: Prog
     if tiling._in_time(t):
         return _apply_time(apply, x_bthwc, tiling.time)
     return apply(x_bthwc)
+
+
+def check_video(x: jax.Array, channels: int, what: str) -> None:
+    """Raises OsjaxError, naming the array as `what`, if it is no [B, T, H, W, channels]."""
+    if x.ndim != 5 or x.shape[-1] != channels or 0 in x.shape:
+        raise OsjaxError(
+            f"the {what} has shape {x.shape}: give [batch, time, height, width, {channels}], none of them 0"
+        )
 
 
 def _apply_time(apply: Apply, x_bthwc: jax.Array, axis: AxisTiles) -> jax.Array:

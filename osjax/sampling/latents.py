@@ -47,16 +47,19 @@ def sample_latents(
     options: SamplingOptions,
     where: Where,
     on_step: Callable[[int, jax.Array], None] = lambda done, x_bnc: None,
+    *,
+    causal: bool = True,
 ) -> tuple[jax.Array, int]:
     """(latents bthwc float32, forward passes that each sample took).
 
     noise [B, t, h, w, C] standard normal; `text` and `negative` of B prompts each; `references` one list a sample
-    of its encoded references, head before tail, each [t', h, w, C]; `on_step` as in `denoise`.
+    of its encoded references, head before tail, each [t', h, w, C]; `on_step` as in `denoise`; `causal` says of the
+    autoencoder whether its first frame has a latent of its own.
     Raises OsjaxError if a reference is too short, or the latents stop being finite.
     """
     _, t, h, w, _ = noise_bthwc.shape
     grid = LatentGrid(t, h, w, model.config.patch_size)
-    mask_bthw1, given_bthwc = condition(noise_bthwc.shape, references, kind)
+    mask_bthw1, given_bthwc = condition(noise_bthwc.shape, references, kind, causal)
     cond_bnc = pack(jnp.concatenate([mask_bthw1, given_bthwc], axis=-1), grid.patch)
     # In the order of guidance's branches: prompt, negative prompt, negative prompt without the condition.
     branches = Branches(

@@ -92,6 +92,9 @@ def _check_whole(config: TrainConfig, parts: Parts) -> None:
     missing = [name for name in needed if name not in parts.components]
     if missing:
         raise OsjaxError(f"stage {config.stage} needs a {' and a '.join(missing)} too: give ckpt_path or new")
+    kind = parts.components["vae"].kind
+    if kind != "hunyuan_vae":
+        raise OsjaxError(f"stage {config.stage} cannot use a {kind}: give a bundle whose vae is a hunyuan_vae")
 
 
 def _changing(config: TrainConfig) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def flat(config, prefix=""):
 
 
 def test_the_names_to_keep():
-    assert {"256px", "768px", "tiny"} <= set(NAMES)
+    assert {"256px", "768px", "high_compression", "tiny"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,7 +32,7 @@ def test_a_name_and_its_path_give_one_valid_request(name):
     assert set(flat(config)) == {key for group in options.HELP.values() for key in group}
     config.prompt = "x"
     (job,) = generate.plan(config).jobs
-    assert job.request.num_frames % 4 == 1
+    assert job.request.num_frames % 4 == (0 if name == "high_compression" else 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,11 +43,14 @@ def test_a_configuration_states_source_result_and_command(name):
     assert f"osjax generate {name} " in docstring
 
 
-@pytest.mark.parametrize("name", ["256px", "768px"])
-def test_settings_of_upstream(name):
+@pytest.mark.parametrize(
+    ("name", "resolution", "frames"),
+    [("256px", "256px", 129), ("768px", "768px", 129), ("high_compression", "768px", 128)],
+)
+def test_settings_of_upstream(name, resolution, frames):
     config = options.load_config(name)
     sampling = config.sampling_option
-    assert (sampling.resolution, sampling.aspect_ratio, sampling.num_frames) == (name, "16:9", 129)
+    assert (sampling.resolution, sampling.aspect_ratio, sampling.num_frames) == (resolution, "16:9", frames)
     assert (sampling.num_steps, sampling.guidance, sampling.guidance_img) == (50, 7.5, 3.0)
     assert (sampling.text_osci, sampling.image_osci, sampling.scale_temporal_osci, sampling.shift) == (True,) * 4
     assert (sampling.flow_shift, sampling.seed) == (None, None)

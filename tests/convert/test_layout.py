@@ -17,24 +17,26 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def found(source, kind=None):
-    return {(each.kind, each.file.relative_to(source).as_posix()) for each in find_checkpoints(source, kind)}
+def found(source, kind=None, **model):
+    return {(each.kind, each.file.relative_to(source).as_posix()) for each in find_checkpoints(source, kind, **model)}
 
 
 def test_upstreams_folder(tmp_path):
     touch(tmp_path, "Open_Sora_v2.safetensors", "hunyuan_vae.pth", "flux1-dev.safetensors", "README.md")
+    touch(tmp_path, "Open_Sora_v2_Video_DC_AE.safetensors", "F32T4C128_AE.safetensors", "flux1-dev-ae.safetensors")
     touch(tmp_path, "google/t5-v1_1-xxl/pytorch_model.bin", "google/t5-v1_1-xxl/tf_model.h5")
     touch(
         tmp_path, "openai/clip-vit-large-patch14/model.safetensors", "openai/clip-vit-large-patch14/pytorch_model.bin"
     )
     clip = ("clip", "openai/clip-vit-large-patch14/model.safetensors")
-    assert found(tmp_path) == {
-        ("mmdit", "Open_Sora_v2.safetensors"),
-        ("hunyuan_vae", "hunyuan_vae.pth"),
-        ("t5", "google/t5-v1_1-xxl/pytorch_model.bin"),
-        clip,
-    }
+    texts = {("t5", "google/t5-v1_1-xxl/pytorch_model.bin"), clip}
+    flux = ("autoencoder_2d", "flux1-dev-ae.safetensors")
+    compressed = {("mmdit", "Open_Sora_v2_Video_DC_AE.safetensors"), ("dc_ae", "F32T4C128_AE.safetensors")}
+    usual = {("mmdit", "Open_Sora_v2.safetensors"), ("hunyuan_vae", "hunyuan_vae.pth")}
+    assert found(tmp_path) == usual | texts | {flux}
+    assert found(tmp_path, model="high_compression") == compressed | texts
     assert found(tmp_path, "clip") == {clip}
+    assert found(tmp_path, "mmdit", model="high_compression") | found(tmp_path, "dc_ae") == compressed
 
 
 @pytest.mark.parametrize("name", ["Open_Sora_v2.safetensors.index.json", "Open_Sora_v2/model.safetensors.index.json"])

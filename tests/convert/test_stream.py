@@ -24,22 +24,23 @@ from safetensors.numpy import load_file, save_file
 
 from convert import stream
 from convert.__main__ import main
-from convert.layout import KINDS
+from convert.layout import KINDS, PLACES
 from convert.rules import abstract, convert_module
 from convert.stream import TABLES
 from osjax import leaves
 from osjax.bundle import read_bundle, read_index
 from osjax.checkpoint import PartWriter, load_component
 from osjax.errors import OsjaxError
+from osjax.residency import model_config
 from tests import upstream_folder
 from tests.parity import cases
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def of_every_kind():
-    """The first golden case with weights of each kind that has a table."""
-    return [next(case for case in cases.of_kind(kind, cases.VENDORED) if case.weights) for kind in TABLES]
+def of_every_kind(model="open_sora_v2"):
+    """The first golden case with weights of each kind that the model has."""
+    return [next(case for case in cases.of_kind(kind, cases.VENDORED) if case.weights) for kind in PLACES[model]]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,9 @@ def assert_same(module, reference):
 def test_a_bundle_equals_the_conversion_in_memory(ckpts, tmp_path, many_parts):
     assert main([str(ckpts), str(tmp_path / "bundle")]) == 0
     bundle = read_bundle(tmp_path / "bundle")
-    assert list(bundle.components) == ["mmdit", "vae", "t5", "clip"]
-    for kind, case in zip(KINDS, of_every_kind(), strict=True):
+    assert list(bundle.components) == ["mmdit", "vae", "t5", "clip", "image_vae"]
+    for case in of_every_kind():
+        kind = next(kind for kind in KINDS if kind.name == case.kind)
         assert_same(
             load(bundle, kind.component, case.config),
             convert_module(TABLES[kind.name], case.config, case.weights, jnp.float32),
@@ -83,6 +85,18 @@ def test_a_bundle_equals_the_conversion_in_memory(ckpts, tmp_path, many_parts):
     for name, source in bundle.sources.items():
         assert source["bytes"] == (ckpts / name).stat().st_size
         assert re.fullmatch("[0-9a-f]{64}", source["sha256"])
+
+
+def test_the_autoencoder_of_the_high_compression_model(tmp_path):
+    (case,) = [case for case in of_every_kind("high_compression") if case.kind == "dc_ae"]
+    source = upstream_folder.write(tmp_path / "ckpts", case, model="high_compression")
+    assert main([str(source), str(tmp_path / "bundle"), "--model", "high_compression"]) == 0
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.component("vae").kind == "dc_ae"
+    assert_same(
+        load(bundle, "vae", case.config), convert_module(TABLES["dc_ae"], case.config, case.weights, jnp.float32)
+    )
+    assert model_config(bundle.component("vae")) == TABLES["dc_ae"].read_config(case.config)
 
 
 def test_equal_sources_give_equal_manifests(ckpts, tmp_path):
@@ -146,7 +160,7 @@ def test_a_pickle_gives_the_same_weights(ckpts, tmp_path):
 def test_a_dry_run_tells_and_writes_nothing(ckpts, tmp_path, capsys):
     assert main([str(ckpts), str(tmp_path / "bundle"), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    for case, name in zip(of_every_kind(), ("mmdit", "vae", "t5", "clip"), strict=True):
+    for case, name in zip(of_every_kind(), ("mmdit", "vae", "t5", "clip", "image_vae"), strict=True):
         assert re.search(rf"^{name}: .*, {len(case.weights)} tensors .*float32, options from ", told, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
 

@@ -163,7 +163,7 @@ def test_a_request_takes_what_the_bundle_asks_for_and_what_is_said():
         {"guidance_img": float("inf")},
         {"seed": -1},
         {"seed": 2**32},
-        {"num_frames": 4},
+        {"num_frames": 6},
         {"num_frames": 133},
         {"num_steps": 0},
         {"fps": 0},

@@ -12,8 +12,7 @@ from tests.parity import cases
 @pytest.fixture(scope="module", params=cases.runs_of_kind("hunyuan_vae"), ids=lambda run: f"{run[0].name}-{run[1]}")
 def built(request):
     case, run = request.param
-    options = case.config | case.manifest["runs"][run]
-    vae = convert_module(table, options, case.weights, jnp.float32)
+    vae = convert_module(table, cases.options(case, run), case.weights, jnp.float32)
     return vae, case.run(run, "inputs"), case.run(run, "outputs")
 
 

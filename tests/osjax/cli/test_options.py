@@ -160,7 +160,10 @@ def test_any_command_line_is_read_or_refused_in_one_line(words):
         (["--seed", "--prompt", "a"], "--seed: expected one argument"),
         (["--seed", "1", "256px"], "'256px' follows no key"),
         (["--prompt", "a", "red", "ball"], "'red' follows no key"),
-        (["128px"], "no configuration '128px': give the path of a .py file, or one of 256px, 768px, tiny"),
+        (
+            ["128px"],
+            "no configuration '128px': give the path of a .py file, or one of 256px, 768px, high_compression, tiny",
+        ),
         (["missing/file.py"], "no configuration 'missing/file.py'"),
         (["--resolution", "256px", "--height", "64"], "the size is given twice"),
     ],

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models import hunyuan_vae
-from osjax.models.hunyuan_vae import Decoder, FrameCausalAttention, HunyuanVAE, HunyuanVAEConfig
+from osjax.models import resnet_vae
+from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
+from osjax.models.resnet_vae import Decoder
 
 TINY = HunyuanVAEConfig(
     latent_channels=2,
@@ -99,7 +100,7 @@ def test_other_arrangements_have_the_shapes_of_their_ratios(changes):
 def without_norms():
     """Group norms average over time, all else is causal: so causality shows in a model whose norms do nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hunyuan_vae, "group_norm", lambda *args, **kwargs: lambda x: x)
+        patch.setattr(resnet_vae, "group_norm", lambda *args, **kwargs: lambda x: x)
         return build()
 
 
@@ -122,20 +123,6 @@ def test_later_latents_do_not_change_earlier_frames(without_norms):
         first = 4 * latent - 3
         np.testing.assert_allclose(changed[:, :first], video[:, :first], atol=1e-6)
         assert np.abs(changed[:, first] - video[:, first]).max() > 1e-3
-
-
-def test_attention_is_softmax_under_the_frame_causal_mask():
-    b, t, h, w, c = 2, 3, 2, 3, 4
-    attention = FrameCausalAttention(c, 2, rngs=nnx.Rngs(0), dtype=jnp.float32)
-    x = random(b, t, h, w, c)
-    tokens = attention.group_norm(x).reshape(b, t * h * w, c)
-    q, k, v = (np.asarray(project(tokens), np.float64) for project in (attention.to_q, attention.to_k, attention.to_v))
-    frame = np.arange(t * h * w) // (h * w)
-    scores = np.where(frame[:, None] >= frame, q @ k.swapaxes(1, 2) / np.sqrt(c), -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    attended = weights @ v / weights.sum(-1, keepdims=True)
-    expected = x + attention.to_out(attended.astype(np.float32)).reshape(x.shape)
-    np.testing.assert_allclose(attention(x), expected, atol=TOLERANCE)
 
 
 def test_tiling_switches_share_arrays_and_leave_the_model_alone(vae):

@@ -11,7 +11,20 @@ from osjax.residency import MODELS
 from osjax.training.initial import initialise
 from tests.osjax.training import micro
 
-OPTIONS = {"mmdit": micro.MMDIT, "t5": micro.T5, "clip": micro.CLIP, "hunyuan_vae": micro.VAE}
+OPTIONS = {
+    "mmdit": micro.MMDIT,
+    "t5": micro.T5,
+    "clip": micro.CLIP,
+    "hunyuan_vae": micro.VAE,
+    "autoencoder_2d": {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1},
+    "dc_ae": {
+        "latent_channels": 4,
+        **{f"{net}_widths": (8, 32) for net in ("encoder", "decoder")},
+        **{f"{net}_depths": (1, 1) for net in ("encoder", "decoder")},
+        **{f"{net}_attention": (False, True) for net in ("encoder", "decoder")},
+        **{f"{net}_time": (True, False) for net in ("encoder", "decoder")},
+    },
+}
 
 
 def config_of(kind, **changed):

@@ -156,6 +156,11 @@ def test_parts_that_are_missing(tmp_path, stage, left_out, message):
     assert message in refusal(dataclasses.replace(FLOW, stage=stage, new=new, trained=trained), tmp_path)
 
 
+def test_an_autoencoder_that_training_does_not_know(tmp_path):
+    config = dataclasses.replace(micro.vae(), new={"vae": {"kind": "dc_ae"}})
+    assert "stage vae cannot use a dc_ae" in refusal(config, tmp_path)
+
+
 def test_a_text_encoder_without_its_length(tmp_path):
     new = FLOW.new | {"t5": {name: value for name, value in micro.T5.items() if name != "max_length"}}
     assert "new.t5 has a tokenizer but no max_length" in refusal(dataclasses.replace(FLOW, new=new), tmp_path)
