@@ -26,15 +26,14 @@ from osjax import adapters, provenance
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
-from osjax.media import read_reference, to_uint8
+from osjax.media import to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.request import ADVICE, Request
 from osjax.residency import Residency
-from osjax.sampling import geometry
-from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.shape import Shape, read_references, shape_of
 from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
@@ -60,16 +59,6 @@ def explaining_memory() -> Iterator[None]:
             "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
             "--batch_size, or more devices with --mesh seq=N"
         ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a request asks for in pixels and latents. size: (height, width); kept: of the frames that are decoded."""
-
-    size: tuple[int, int]
-    grid: geometry.LatentGrid
-    kind: ConditionKind
-    kept: slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +154,7 @@ class Pipeline:
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
         seconds: dict[str, float] = {}
         shape = self.shape(first)
-        clips = [read_references(request, shape, self._ratio, self._causal) for request in requests]
+        clips = [read_references(request, shape) for request in requests]
         prompts = [_prompt_used(request) for request in requests]
         with _timed(seconds, "text"):
             text = self.encode_text(prompts)
@@ -186,25 +175,7 @@ class Pipeline:
 
         Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
         """
-        vae, patch = self.residency.config("vae"), self.residency.config("mmdit").patch_size
-        multiple = vae.spatial_compression_ratio * patch
-        if request.resolution is not None:
-            size = geometry.image_size(request.resolution, request.aspect_ratio, multiple)
-        else:
-            size = geometry.round_up_size(request.height, request.width)
-        frames, ratio, causal = request.num_frames, self._ratio, self._causal
-        geometry.check_frames(frames, ratio, causal)
-        if not causal:
-            vae.latent_frames(frames)  # refuses a length that its tiles would cut
-        grid = geometry.latent_grid(*size, frames, multiple=multiple, patch=patch, ratio=ratio, causal=causal)
-        size = (grid.h * vae.spatial_compression_ratio, grid.w * vae.spatial_compression_ratio)
-        kind = condition_kind(request.cond_type)
-        if grid.t == 1:  # a single frame ignores references
-            return Shape(size, grid, kind, slice(0, frames))
-        kind.assign(request.refs)
-        condition_masks(kind, grid.t, causal)
-        head, tail = kind.padding(causal, ratio)
-        return Shape(size, grid, kind, slice(head, frames - tail))
+        return shape_of(request, self.residency.config("vae"), self.residency.config("mmdit").patch_size)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -253,7 +224,7 @@ class Pipeline:
                 sampling_options(requests[0]),
                 self.where,
                 on_step=lambda *_: bar.update(),
-                causal=self._causal,
+                causal=self.residency.config("vae").causal,
             )
 
     def decode(self, z_bthwc: jax.Array) -> np.ndarray:
@@ -268,14 +239,6 @@ class Pipeline:
                     raise OsjaxError("the decoded frames are not finite: nothing was saved; try --dtype bf16 or fp32")
                 videos.append(np.asarray(to_uint8(x_thwc)))
         return np.stack(videos)
-
-    @property
-    def _ratio(self) -> int:
-        return self.residency.config("vae").time_compression_ratio
-
-    @property
-    def _causal(self) -> bool:
-        return self.residency.config("vae").causal
 
     def _provenance(
         self,
@@ -327,18 +290,6 @@ def sampling_options(request: Request) -> SamplingOptions:
         scale_temporal_osci=request.scale_temporal_osci,
     )
     return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
-
-
-def read_references(request: Request, shape: Shape, ratio: int, causal: bool) -> list[np.ndarray]:
-    """The clips that condition a request, THWC in [-1, 1]: head before tail. A single frame takes none.
-
-    Raises OsjaxError for a wrong number of references, and for files that cannot be used.
-    """
-    if shape.grid.t == 1:
-        return []
-    frames = shape.kind.reference_frames(causal, ratio)
-    ends = shape.kind.assign(request.refs)
-    return [read_reference(path, frames, *shape.size, from_end=from_end) for path, from_end in ends]
 
 
 def _prompt_used(request: Request) -> str:
