@@ -24,4 +24,4 @@ def test_a_notebook_shows_the_file_itself(tmp_path, count, tag, kind):
     shown = re.fullmatch(rf'<{tag} src="data:{kind};base64,([\w+/=]+)".*', video._repr_html_())
     path = tmp_path / f"shown.{kind[-3:]}"
     path.write_bytes(base64.b64decode(shown[1]))
-    assert (probe(path).num_frames, probe(path).height, probe(path).width) == (count, 32, 48)
+    assert (probe(path).frames, probe(path).height, probe(path).width) == (count, 32, 48)

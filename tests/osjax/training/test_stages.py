@@ -64,7 +64,7 @@ def test_the_bundle_keeps_what_generation_is_to_be_asked_for(micro_bundle, tmp_p
     assert read_bundle(made).settings == {"num_frames": 5, "num_steps": 20, "fps": 12}
 
 
-@pytest.mark.parametrize("settings", [{"frames": 5}, {"num_frames": 4}])
+@pytest.mark.parametrize("settings", [{"frames": 5}, {"num_frames": 6}])
 def test_settings_that_no_request_takes(micro_bundle, tmp_path, settings):
     assert next(iter(settings)) in refusal(from_bundle(micro_bundle, settings=settings), tmp_path)
 
