@@ -6,15 +6,14 @@ matrices.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
+from convert.options import fields_of
 from convert.rules import Rule
-from osjax.errors import OsjaxError
 from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
 
 # Options of the reference that change nothing here: where its file lies, a size that nothing reads, and whether it
@@ -27,14 +26,9 @@ def read_config(options: dict[str, Any]) -> Autoencoder2DConfig:
 
     Raises OsjaxError for an option that upstream does not have, and for values that make no model.
     """
-    fields = {field.name for field in dataclasses.fields(Autoencoder2DConfig)}
-    unknown = sorted(set(options) - fields - IGNORED_OPTIONS)
-    if unknown:
-        raise OsjaxError(f"unknown options {', '.join(unknown)} of FLUX's autoencoder: mend the checkpoint's config")
-    known = {name: value for name, value in options.items() if name in fields}
-    if "ch_mult" in known:
-        known["ch_mult"] = tuple(known["ch_mult"])
-    return Autoencoder2DConfig(**known)
+    return Autoencoder2DConfig(
+        **fields_of(options, Autoencoder2DConfig, unused=IGNORED_OPTIONS, model="FLUX autoencoder")
+    )
 
 
 def build(config: Autoencoder2DConfig, dtype: jnp.dtype) -> Autoencoder2D:

@@ -26,11 +26,10 @@ def read_config(options: Mapping[str, Any]) -> CLIPTextConfig:
 
     Raises OsjaxError for an unknown option of the text model, an unsupported activation or several end-of-text ids.
     """
-    config = hf_config.read(
-        options.get("text_config", options), CLIPTextConfig, defaults=_DEFAULTS, unused=_UNUSED, model="CLIP text"
-    )
+    options = options.get("text_config", options)
+    config = hf_config.read(options, CLIPTextConfig, defaults=_DEFAULTS, unused=_UNUSED, model="CLIP text")
     if not isinstance(config.eos_token_id, int):
-        raise OsjaxError(f"CLIP eos_token_id is {config.eos_token_id!r}: give one id in its config.json")
+        raise OsjaxError(f"CLIP eos_token_id is {options['eos_token_id']!r}: give one id in its config.json")
     return config
 
 

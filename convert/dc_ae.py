@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
+from convert.options import refuse_unknown
 from convert.rules import Rule, Write
 from osjax.errors import OsjaxError
 from osjax.models.dc_ae import DCAE, DCAEConfig, Stage
@@ -98,9 +99,7 @@ def _read_net(name: str, options: Mapping[str, Any], outer: Mapping[str, Any]) -
 
 
 def _check_options(what: str, options: Mapping[str, Any], known: set[str], fixed: Mapping[str, Any]) -> None:
-    unknown = sorted(set(options) - known - set(fixed))
-    if unknown:
-        raise OsjaxError(f"unknown {what} options {', '.join(unknown)}: mend the config of the checkpoint")
+    refuse_unknown(options, known.union(fixed), what)
     for option, value in fixed.items():
         if options.get(option, value) != value:
             raise OsjaxError(f"{what} option {option} is {options[option]!r}: only {value!r} is supported")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from convert.options import fields_of
 from osjax.errors import OsjaxError
 
 Config = TypeVar("Config")
@@ -35,12 +35,7 @@ def read(
     equals its own default, hence `defaults`, which differ from the published model's. Raises OsjaxError for an unknown
     option and for pruned heads.
     """
-    fields = {field.name for field in dataclasses.fields(config)}
-    unknown = sorted(set(options) - fields - _UNUSED - set(unused) - {"pruned_heads"})
-    if unknown:
-        raise OsjaxError(
-            f"unknown {model} options {', '.join(unknown)}: remove them from its config.json if they do nothing"
-        )
+    known = fields_of(options, config, unused={*_UNUSED, *unused, "pruned_heads"}, model=model)
     if options.get("pruned_heads"):
         raise OsjaxError(f"{model} has pruned heads, which are not supported: use the full checkpoint")
-    return config(**{**defaults, **{name: value for name, value in options.items() if name in fields}})
+    return config(**{**defaults, **known})

@@ -6,15 +6,14 @@ The published names stay where they can; `quant_conv` and `post_quant_conv` move
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
+from convert.options import fields_of
 from convert.rules import Rule
-from osjax.errors import OsjaxError
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 
 # Options of the reference that change nothing here: where its file lies, what only training uses, what nothing reads.
@@ -26,14 +25,8 @@ def read_config(options: dict[str, Any]) -> HunyuanVAEConfig:
 
     Raises OsjaxError for an option that upstream does not have, and for values that make no model.
     """
-    fields = {field.name for field in dataclasses.fields(HunyuanVAEConfig)}
-    unknown = sorted(set(options) - fields - IGNORED_OPTIONS)
-    if unknown:
-        raise OsjaxError(f"unknown Hunyuan VAE options {', '.join(unknown)}: mend the config of the checkpoint")
-    known = {name: value for name, value in options.items() if name in fields}
-    if "block_out_channels" in known:
-        known["block_out_channels"] = tuple(known["block_out_channels"])
-    if isinstance(known.get("sample_size"), list | tuple):
+    known = fields_of(options, HunyuanVAEConfig, unused=IGNORED_OPTIONS, model="Hunyuan VAE")
+    if isinstance(known.get("sample_size"), tuple):
         known["sample_size"] = known["sample_size"][0]  # tiles are square: upstream, too, reads the first only
     return HunyuanVAEConfig(**known)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from convert.options import fields_of
 from convert.rules import Rule, Write
-from osjax.errors import OsjaxError
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 
 Q, K, V = range(3)
@@ -39,11 +39,7 @@ def read_config(options: dict[str, Any]) -> MMDiTSource:
 
     Raises OsjaxError for an option that upstream does not have.
     """
-    fields = {field.name for field in dataclasses.fields(MMDiTConfig)}
-    unknown = sorted(set(options) - fields - LAYOUT_OPTIONS - IGNORED_OPTIONS)
-    if unknown:
-        raise OsjaxError(f"unknown MMDiT options {', '.join(unknown)}: mend the config of the checkpoint")
-    sizes = {name: tuple(value) if name == "axes_dim" else value for name, value in options.items() if name in fields}
+    sizes = fields_of(options, MMDiTConfig, unused=LAYOUT_OPTIONS | IGNORED_OPTIONS, model="MMDiT")
     return MMDiTSource(
         model=MMDiTConfig(**({"guidance_embed": False, "cond_embed": False} | sizes)),
         fused_qkv=bool(options.get("fused_qkv", True)),

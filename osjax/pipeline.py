@@ -33,7 +33,7 @@ from osjax.residency import Residency
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
-from osjax.shape import Shape, read_references, shape_of
+from osjax.sizes import Shape, read_references, shape_of
 from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video

@@ -18,7 +18,17 @@ from flax import nnx
 from osjax.errors import OsjaxError
 from osjax.models import dc_ae_blocks as blocks
 from osjax.models.resnet_vae import run_network
-from osjax.models.tiling import TIME, AxisTiles, Progress, Tiling, apply_tiled, check_video
+from osjax.models.tiling import (
+    TIME,
+    AxisTiles,
+    Order,
+    Progress,
+    TiledConfig,
+    TiledModel,
+    Tiling,
+    apply_tiled,
+    check_video,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class DCAEConfig:
+class DCAEConfig(TiledConfig):
     """Options of the published model.
 
     Of encoder and decoder, each stage from the pixels' to the latents': its width, its number of blocks, whether these
@@ -94,17 +104,7 @@ class DCAEConfig:
         """The first frame is as any other: ratio · n frames are n latents."""
         return False
 
-    @property
-    def encode_tiling(self) -> Tiling:
-        """Tiles of the video."""
-        return self._tiling(lambda pixels, latents: (pixels, latents))
-
-    @property
-    def decode_tiling(self) -> Tiling:
-        """Tiles of the latents."""
-        return self._tiling(lambda pixels, latents: (latents, pixels))
-
-    def _tiling(self, order: Callable[[int, int], tuple[int, int]]) -> Tiling:
+    def _tiling(self, order: Order) -> Tiling:
         side = order(self.spatial_tile_size, self.spatial_tile_size // self.spatial_compression_ratio)
         frames = order(self.temporal_tile_size, self.temporal_tile_size // self.time_compression_ratio)
         return Tiling(
@@ -194,19 +194,13 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.relu(self.norm_out(x_bthwc)))
 
 
-class DCAE(nnx.Module):
+class DCAE(TiledModel):
     """The autoencoder. Its methods run tile by tile, each tile in one jitted call per tile shape."""
 
     def __init__(self, config: DCAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
         self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
-
-    def with_tiling(self, *, spatial: bool, temporal: bool) -> DCAE:
-        """The same model (its arrays are shared, compiled tiles are reused) with tiling switched as given."""
-        other = jax.tree.map(lambda leaf: leaf, self)
-        other.config = dataclasses.replace(self.config, use_spatial_tiling=spatial, use_temporal_tiling=temporal)
-        return other
 
     def encode(self, x_bthwc: jax.Array, key: jax.Array | None = None, progress: Progress | None = None) -> jax.Array:
         """Scaled latents [B, t, h, w, C] of a video in [-1, 1].

@@ -19,7 +19,7 @@ from flax import nnx
 from osjax.errors import OsjaxError
 from osjax.models.conv3d import CausalConv3D, Factors
 from osjax.models.resnet_vae import Arrangement, Decoder, Encoder, posterior_latents, run_network
-from osjax.models.tiling import AxisTiles, Progress, Tiling, apply_tiled, check_video
+from osjax.models.tiling import AxisTiles, Order, Progress, TiledConfig, TiledModel, Tiling, apply_tiled, check_video
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class HunyuanVAEConfig:
+class HunyuanVAEConfig(TiledConfig):
     """Options of the published model.
 
     block_out_channels: width of each level, from the pixels' to the latents'; layers_per_block: residual blocks of a
@@ -110,17 +110,7 @@ class HunyuanVAEConfig:
             latent_channels=self.latent_channels,
         )
 
-    @property
-    def encode_tiling(self) -> Tiling:
-        """Tiles of the video."""
-        return self._tiling(lambda pixels, latents: (pixels, latents))
-
-    @property
-    def decode_tiling(self) -> Tiling:
-        """Tiles of the latents."""
-        return self._tiling(lambda pixels, latents: (latents, pixels))
-
-    def _tiling(self, order: Callable[[int, int], tuple[int, int]]) -> Tiling:
+    def _tiling(self, order: Order) -> Tiling:
         # The reference takes the latent side of a tile from the number of levels, its latent frames from the ratio.
         side = order(self.sample_size, self.sample_size // 2 ** (len(self.block_out_channels) - 1))
         frames = order(self.sample_tsize, self.sample_tsize // self.time_compression_ratio)
@@ -130,19 +120,13 @@ class HunyuanVAEConfig:
         )
 
 
-class HunyuanVAE(nnx.Module):
+class HunyuanVAE(TiledModel):
     """The autoencoder. Its methods run tile by tile, each tile in one jitted call per tile shape."""
 
     def __init__(self, config: HunyuanVAEConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = config
         self.encoder = Encoder(config.arrangement, rngs=rngs, dtype=dtype)
         self.decoder = Decoder(config.arrangement, rngs=rngs, dtype=dtype)
-
-    def with_tiling(self, *, spatial: bool, temporal: bool) -> HunyuanVAE:
-        """The same model (its arrays are shared, compiled tiles are reused) with tiling switched as given."""
-        other = jax.tree.map(lambda leaf: leaf, self)
-        other.config = dataclasses.replace(self.config, use_spatial_tiling=spatial, use_temporal_tiling=temporal)
-        return other
 
     def moments(self, x_bthwc: jax.Array, progress: Progress | None = None) -> jax.Array:
         """Posterior of a video in [-1, 1]: mean | log-variance (not clamped) on the last axis, [B, t, h, w, 2·C].

@@ -179,18 +179,29 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(x_bthwc)))
 
 
+def posterior(moments_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mean, log-variance), each [B, t, h, w, C] in float32, of moments [B, t, h, w, 2·C].
+
+    The log-variance is clamped to [-30, 20], as Rombach et al. 2022 do in their code.
+    """
+    mean_bthwc, logvar_bthwc = jnp.split(moments_bthwc.astype(jnp.float32), 2, axis=-1)
+    return mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)
+
+
+def sample_posterior(mean_bthwc: jax.Array, logvar_bthwc: jax.Array, key: jax.Array) -> jax.Array:
+    """Latents of the normal distribution with that mean and log-variance, in their shape and dtype."""
+    return mean_bthwc + jnp.exp(0.5 * logvar_bthwc) * jax.random.normal(key, mean_bthwc.shape)
+
+
 def posterior_latents(
     moments_bthwc: jax.Array, key: jax.Array | None, *, scale_factor: float, shift_factor: float
 ) -> jax.Array:
     """scale · (z - shift), where z is the mode of a posterior mean | log-variance, or a sample if a key is given.
 
-    Computed in float32; returns the dtype of the moments. The log-variance is clamped to [-30, 20], as Rombach et al.
-    2022 do in their code.
+    Computed in float32; returns the dtype of the moments.
     """
-    z_bthwc, logvar_bthwc = jnp.split(moments_bthwc.astype(jnp.float32), 2, axis=-1)
-    if key is not None:
-        deviation_bthwc = jnp.exp(0.5 * jnp.clip(logvar_bthwc, -30.0, 20.0))
-        z_bthwc = z_bthwc + deviation_bthwc * jax.random.normal(key, z_bthwc.shape)
+    mean_bthwc, logvar_bthwc = posterior(moments_bthwc)
+    z_bthwc = mean_bthwc if key is None else sample_posterior(mean_bthwc, logvar_bthwc, key)
     return (scale_factor * (z_bthwc - shift_factor)).astype(moments_bthwc.dtype)
 
 

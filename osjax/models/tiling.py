@@ -13,9 +13,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Self
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from osjax.errors import OsjaxError
 
@@ -23,6 +25,7 @@ TIME, HEIGHT, WIDTH = 1, 2, 3
 
 Apply = Callable[[jax.Array], jax.Array]
 Progress = Callable[[int, int], None]
+Order = Callable[[int, int], tuple[int, int]]  # see TiledConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,34 @@ class Tiling:
 
     def _in_space(self, h: int, w: int) -> bool:
         return self.space is not None and max(h, w) > self.space.size
+
+
+class TiledConfig:
+    """Config of an autoencoder that runs tile by tile. `_tiling(order)` is its own: the tiles of what goes in, where
+    order(of pixels, of latents) gives (of what goes in, of what comes out)."""
+
+    @property
+    def encode_tiling(self) -> Tiling:
+        """Tiles of the video."""
+        return self._tiling(lambda pixels, latents: (pixels, latents))
+
+    @property
+    def decode_tiling(self) -> Tiling:
+        """Tiles of the latents."""
+        return self._tiling(lambda pixels, latents: (latents, pixels))
+
+    def _tiling(self, order: Order) -> Tiling:
+        raise NotImplementedError
+
+
+class TiledModel(nnx.Module):
+    """Autoencoder with a `TiledConfig`, `config`, that also has the fields use_spatial_tiling, use_temporal_tiling."""
+
+    def with_tiling(self, *, spatial: bool, temporal: bool) -> Self:
+        """The same model (its arrays are shared, compiled tiles are reused) with tiling switched as given."""
+        other = jax.tree.map(lambda leaf: leaf, self)
+        other.config = dataclasses.replace(self.config, use_spatial_tiling=spatial, use_temporal_tiling=temporal)
+        return other
 
 
 def apply_tiled(apply: Apply, x_bthwc: jax.Array, tiling: Tiling, progress: Progress | None = None) -> jax.Array:

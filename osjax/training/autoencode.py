@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from osjax.models.hunyuan_vae import HunyuanVAE
+from osjax.models.resnet_vae import posterior, sample_posterior
 from osjax.training.options import VAEOptions
 
 PEAK = 2.0  # of pixels in [-1, 1]
@@ -33,9 +34,8 @@ def vae_loss(
             given_b = jax.random.bernoulli(one, options.given_share, x_bthwc.shape[:1])[:, None, None, None, None]
             joined = jnp.where(given_b, alone_b1hwc, moments_bthwc[:, at])
             moments_bthwc = moments_bthwc.at[:, at].set(joined)
-    mean_bthwc, logvar_bthwc = jnp.split(moments_bthwc, 2, axis=-1)
-    logvar_bthwc = jnp.clip(logvar_bthwc, -30.0, 20.0)
-    z_bthwc = mean_bthwc + jnp.exp(0.5 * logvar_bthwc) * jax.random.normal(noise_key, mean_bthwc.shape)
+    mean_bthwc, logvar_bthwc = posterior(moments_bthwc)
+    z_bthwc = sample_posterior(mean_bthwc, logvar_bthwc, noise_key)
     error_bthwc = vae.decoder(z_bthwc.astype(x_bthwc.dtype)).astype(jnp.float32) - video_bthwc
     squared = jnp.square(error_bthwc).mean()
     kl = 0.5 * (jnp.square(mean_bthwc) + jnp.exp(logvar_bthwc) - 1.0 - logvar_bthwc).mean()

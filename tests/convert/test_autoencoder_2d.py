@@ -17,5 +17,5 @@ def test_options_as_json_has_them():
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(OsjaxError, match="unknown options chanels of FLUX's autoencoder"):
+    with pytest.raises(OsjaxError, match="unknown FLUX autoencoder options chanels"):
         read_config({"chanels": 2})

@@ -7,7 +7,7 @@ from osjax.errors import OsjaxError
 from osjax.models.dc_ae import DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.request import Request
-from osjax.shape import read_references, shape_of
+from osjax.sizes import read_references, shape_of
 
 HUNYUAN = HunyuanVAEConfig()
 DC_AE = DCAEConfig(use_spatial_tiling=True, use_temporal_tiling=True)
