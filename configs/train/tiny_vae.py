@@ -1,7 +1,8 @@
 """The autoencoder of the embedded tiny model, on clips: what moves. Second of three stages.
 
 Source: ours. It goes on from the pictures of `tiny_image`, with more to see in every clip and fewer clips a step.
-Expected result: runs/tiny_vae/bundle.
+Expected result: runs/tiny_vae/bundle. A shorter trial of both stages on one H100 (4000 and 4500 steps, 12 minutes) gave
+31.3 dB on clips held out; 32 are wanted, and these steps are not measured yet.
 
     osjax train tiny_vae --ckpt_path runs/tiny_image/bundle
 """

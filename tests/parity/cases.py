@@ -20,8 +20,7 @@ from safetensors.numpy import load_file
 VENDORED = Path(__file__).parents[1] / "golden"  # for tests that need some model, whatever OSJAX_GOLDEN names
 FOLDER = Path(os.environ.get("OSJAX_GOLDEN") or VENDORED).resolve()
 
-# Kinds whose tests arrive with later work. Every other kind must be covered by a test module.
-EXPECTED_MISSING: frozenset[str] = frozenset()
+# Kinds that have a test module.
 COVERED = frozenset(
     {"mmdit", "hunyuan_vae", "dc_ae", "autoencoder_2d", "t5", "clip", "sampler", "denoise", "preprocess"}
     | {"end_to_end", "flow", "lora"}
