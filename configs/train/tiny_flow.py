@@ -63,12 +63,12 @@ def get_config() -> ConfigDict:
         ema_decay=0.9995,
     )
     config.flow.update(
-        text_dropout=0.1,
+        text_dropout=0.25,
         conditions=ConfigDict({"t2v": 3.0, "i2v_head": 1.0, "i2v_tail": 0.7, "i2v_loop": 0.7}),
     )
     # The square size is named twice: it is the default, and so seen twice as often.
     config.data.update(
-        resolution=("96px",), aspect_ratios=("1:1", "1:1", "16:9", "9:16"), num_frames=(33,), clips=60_000
+        resolution=("96px",), aspect_ratios=("1:1", "1:1", "16:9", "9:16"), num_frames=(33,), clips=80_000
     )
     config.settings = ConfigDict(
         {"resolution": "96px", "aspect_ratio": "1:1", "num_frames": 33, "num_steps": 30, "fps": 24}

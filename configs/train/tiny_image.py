@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         {
             "vae": {
                 "kind": "hunyuan_vae",
-                "block_out_channels": (16, 32, 64, 64),
+                "block_out_channels": (32, 64, 64, 64),
                 "norm_num_groups": 1,
                 "layers_per_block": 1,
                 "scale_factor": 1.0,
@@ -41,5 +41,5 @@ def get_config() -> ConfigDict:
         ema_decay=0.998,
     )
     config.vae.update(l1_weight=0.05, kl_weight=1e-4)
-    config.data.update(resolution=("96px",), aspect_ratios=("1:1", "16:9"), num_frames=(1,), clips=60_000)
+    config.data.update(resolution=("96px",), aspect_ratios=("1:1", "16:9"), num_frames=(1,), clips=20_000)
     return config

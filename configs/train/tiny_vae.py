@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """Return the options of the second stage."""
     config = tiny_image.get_config()
     config.new = ConfigDict()
-    config.run.update(steps=6000, batch_size=8)
+    config.run.update(steps=5000, batch_size=8)
     config.optim.update(lr=1.5e-3)
-    config.data.update(num_frames=(33,))
+    config.data.update(num_frames=(33,), clips=60_000)
     return config

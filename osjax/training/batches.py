@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from osjax.media import to_model
 from osjax.models.hunyuan_vae import HunyuanVAE
 from osjax.parallel.specs import TRAINING_ROWS
 from osjax.training.drawing import Tracks, draw
+from osjax.training.text import TokenIds
 
 STORED = np.float16  # of what frozen encoders make: latents have deviation 1, embeddings are normalised
 # Which end of the clip, and how many frames from there, are encoded by themselves: ("head", 1) is the first frame.
@@ -28,21 +29,25 @@ End = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Shapes clips that are yet to be drawn on the device."""
+    """Shapes clips that are yet to be drawn on the device. write: gives their captions, which not every stage reads."""
 
     tracks: Tracks
     height: int
     width: int
-    captions: Sequence[str]
+    write: Callable[[], Sequence[str]]
+
+    @property
+    def captions(self) -> Sequence[str]:
+        return self.write()
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Clips that are latents already: z bthwc; ends: the latents of references, each bthwc; captions as annotated."""
+    """Clips that are latents already: z bthwc; ends: the latents of references, each bthwc; prompts: their captions."""
 
     z_bthwc: np.ndarray
     ends: Mapping[End, np.ndarray]
-    captions: Sequence[str]
+    prompts: TokenIds
 
 
 class Latents(NamedTuple):

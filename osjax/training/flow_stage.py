@@ -79,16 +79,17 @@ class FlowStage:
         return modules | {"mmdit": lora.attach(modules["mmdit"], adapter(trained, self.config))}
 
     def prepare(self, frozen: Weights, batch: Any) -> FlowBatch:
-        ids = put(text.tokenized(self.tokenizers, batch.captions), self.mesh)
         if isinstance(batch, Encoded):
-            latents, prompts = put(Latents(batch.z_bthwc, dict(batch.ends)), self.mesh), ids
-        elif isinstance(batch, Drawn):
+            latents, prompts = put((Latents(batch.z_bthwc, dict(batch.ends)), batch.prompts), self.mesh)
+            return FlowBatch(_in_float32(latents), prompts)
+        ids = put(text.tokenized(self.tokenizers, batch.captions), self.mesh)
+        if isinstance(batch, Drawn):
             latents, prompts = self.encode(frozen, batch), ids
         else:
             latents = latents_of(batch.latents, self.caches.latents, self.mesh, lambda: self.encode(frozen, batch))
             texts = texts_of(batch.texts, self.caches.texts, self.mesh, lambda: embed_frozen(self.parts, frozen, ids))
             prompts = ids if texts is None else texts
-        return FlowBatch(jax.tree.map(lambda each: each.astype(jnp.float32), latents), prompts)
+        return FlowBatch(_in_float32(latents), prompts)
 
     def encode(self, frozen: Weights, batch: Any) -> Latents:
         """Latents of a batch of videos, drawn or read from files, and of the ends that conditions give."""
@@ -119,6 +120,10 @@ def adapter(weights: Weights, config: TrainConfig) -> LoRA:
     """The adapter whose arrays are the weights `lora.…`."""
     arrays = {name.removeprefix("lora."): array for name, array in weights.items()}
     return LoRA.of_arrays(arrays, config.lora.alpha / config.lora.rank)
+
+
+def _in_float32(latents: Latents) -> Latents:
+    return jax.tree.map(lambda each: each.astype(jnp.float32), latents)
 
 
 _encode = jax.jit(encode, static_argnums=2)

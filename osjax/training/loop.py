@@ -124,7 +124,7 @@ class _Report:
         if pending is None:
             return
         step, values = pending
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in jax.device_get(values).items()}  # one transfer for all
         bad = [name for name in ("loss", "grad_norm") if not math.isfinite(numbers[name])]
         if bad:
             raise OsjaxError(

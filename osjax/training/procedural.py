@@ -5,6 +5,7 @@ Batch number `step` is a pure function of the seed and the step, on every host i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,9 @@ from osjax.training.drawing import Tracks, stack, tracks
 from osjax.training.options import DataOptions
 from osjax.training.shapes import Scene, scene
 from osjax.training.streams import Indexed
+from osjax.training.text import TokenIds
+
+WORDINGS = 8  # captions written for each encoded clip: writing new ones at every step takes longer than the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,12 @@ def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, see
     recall = functools.cache if data.clips else lambda make: make
 
     @recall
+    def made(number: int) -> Scene:
+        return scene(seed, number)
+
+    @recall
     def clip(number: int, bucket: Bucket) -> tuple[Scene, Tracks]:
-        made = scene(seed, number)
-        return made, tracks(made, bucket.height, bucket.width, bucket.num_frames, data.fps)
+        return made(number), tracks(made(number), bucket.height, bucket.width, bucket.num_frames, data.fps)
 
     def make(step: int) -> Drawn:
         rng = np.random.default_rng((seed, step))
@@ -50,18 +57,21 @@ def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, see
         everyone = share.count * share.clips
         numbers = rng.integers(data.clips, size=everyone) if data.clips else step * everyone + np.arange(everyone)
         mine = numbers[share.index * share.clips :][: share.clips]
-        return _drawn([clip(int(number), bucket) for number in mine], bucket, data.fps, rng)
+        scenes, paths = zip(*(clip(int(number), bucket) for number in mine), strict=True)
+        write = functools.partial(_captions, scenes, data.fps, (seed, step, 1))
+        return Drawn(stack(paths), bucket.height, bucket.width, write)
 
     return Indexed(make)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shelf:
-    """Encoded clips of one bucket: z [N, t, h, w, c], ends [N, …] each, and the scenes they show."""
+    """Encoded clips of one bucket: z [N, t, h, w, c], ends [N, …] each, their captions as int32 [N, WORDINGS, L] for
+    each text encoder."""
 
     z_nthwc: np.ndarray
     ends: Mapping[End, np.ndarray]
-    scenes: Sequence[Scene]
+    prompts: TokenIds
 
 
 def encoded_shelves(
@@ -70,48 +80,56 @@ def encoded_shelves(
     share: Share,
     seed: int,
     encode: Callable[[Drawn], Latents],
+    tokenize: Callable[[Sequence[str]], TokenIds],
     progress: bool = True,
 ) -> list[Shelf]:
     """Draws and encodes this host's part of `data.clips` scenes, as many of each bucket, a batch's size at a time.
 
-    encode: gives the latents in this host's memory (`batches.local_rows`).
+    encode: gives the latents in this host's memory (`batches.local_rows`). tokenize: captions → int32 [B, L] each.
     """
     batches = max(1, data.clips // (len(buckets) * share.clips * share.count))
+
+    def make(batch: int) -> tuple[Drawn, TokenIds]:
+        bucket = buckets[batch // batches % len(buckets)]
+        first = (batch * share.count + share.index) * share.clips
+        scenes = [scene(seed, first + i) for i in range(share.clips)]
+        paths = [tracks(each, bucket.height, bucket.width, bucket.num_frames, data.fps) for each in scenes]
+        write = functools.partial(
+            _captions, [each for each in scenes for _ in range(WORDINGS)], data.fps, (seed, first)
+        )
+        said = TokenIds(*(ids.reshape(share.clips, WORDINGS, -1) for ids in tokenize(write())))
+        return Drawn(stack(paths), bucket.height, bucket.width, write), said
+
     bar = tqdm(total=batches * len(buckets) * share.clips, desc="encode clips", unit="clip", disable=not progress)
     shelves = []
-    with bar:
-        for number, bucket in enumerate(buckets):
-            rows, scenes = [], []
-            for batch in range(batches):
-                first = (((number * batches) + batch) * share.count + share.index) * share.clips
-                some = [scene(seed, first + i) for i in range(share.clips)]
-                size = (bucket.height, bucket.width, bucket.num_frames)
-                made = [(each, tracks(each, *size, data.fps)) for each in some]
-                rows.append(encode(_drawn(made, bucket, data.fps, np.random.default_rng(0))))
-                scenes += some
+    with bar, contextlib.closing(Indexed(make)) as stream:  # a thread makes scenes up while others are encoded
+        for _ in buckets:
+            rows, said = [], []
+            for _ in range(batches):
+                drawn, prompts = next(stream)
+                rows.append(encode(drawn))
+                said.append(prompts)
                 bar.update(share.clips)
             ends = {end: np.concatenate([row.ends[end] for row in rows]) for end in rows[0].ends}
-            shelves.append(Shelf(np.concatenate([row.z_bthwc for row in rows]), ends, scenes))
+            prompts = TokenIds(*(np.concatenate(ids) for ids in zip(*said, strict=True)))
+            shelves.append(Shelf(np.concatenate([row.z_bthwc for row in rows]), ends, prompts))
     return shelves
 
 
-def encoded_stream(shelves: Sequence[Shelf], data: DataOptions, clips: int, seed: int) -> Indexed[Encoded]:
-    """Batches of `clips` clips of one shelf, each time with a new caption."""
+def encoded_stream(shelves: Sequence[Shelf], clips: int, seed: int) -> Indexed[Encoded]:
+    """Batches of `clips` clips of one shelf, each time with any of their captions."""
 
     def make(step: int) -> Encoded:
         rng = np.random.default_rng((seed, step))
         shelf = shelves[rng.integers(len(shelves))]
-        rows = np.sort(rng.choice(len(shelf.scenes), clips, replace=len(shelf.scenes) < clips))
+        rows = np.sort(rng.choice(len(shelf.z_nthwc), clips, replace=len(shelf.z_nthwc) < clips))
+        wording = rng.integers(WORDINGS, size=clips)
         ends = {end: each[rows] for end, each in shelf.ends.items()}
-        return Encoded(shelf.z_nthwc[rows], ends, _captions([shelf.scenes[row] for row in rows], data.fps, rng))
+        return Encoded(shelf.z_nthwc[rows], ends, TokenIds(*(ids[rows, wording] for ids in shelf.prompts)))
 
     return Indexed(make)
 
 
-def _drawn(clips: Sequence[tuple[Scene, Tracks]], bucket: Bucket, fps: int, rng: np.random.Generator) -> Drawn:
-    scenes, paths = zip(*clips, strict=True)
-    return Drawn(stack(paths), bucket.height, bucket.width, _captions(scenes, fps, rng))
-
-
-def _captions(scenes: Iterable[Scene], fps: int, rng: np.random.Generator) -> list[str]:
+def _captions(scenes: Iterable[Scene], fps: int, seed: tuple[int, ...]) -> list[str]:
+    rng = np.random.default_rng(seed)
     return [annotate(captions.caption(each, rng), fps, each.score) for each in scenes]

@@ -165,7 +165,12 @@ def _encoded_once(stage: FlowStage, frozen: Weights, buckets: tuple[Bucket, ...]
     if data.path is not None or not data.clips:
         return stage
     shelves = procedural.encoded_shelves(
-        data, buckets, share, seed, lambda batch: local_rows(stage.encode(frozen, batch), stage.mesh)
+        data,
+        buckets,
+        share,
+        seed,
+        lambda batch: local_rows(stage.encode(frozen, batch), stage.mesh),
+        lambda captions: tokenized(stage.tokenizers, captions),
     )
     stage.stream.close()
-    return dataclasses.replace(stage, stream=procedural.encoded_stream(shelves, data, share.clips, seed))
+    return dataclasses.replace(stage, stream=procedural.encoded_stream(shelves, share.clips, seed))

@@ -65,7 +65,7 @@ def test_batches_divide_over_the_mesh_or_are_refused(mesh, size):
 def test_drawn_and_read_videos_are_in_the_range_of_the_models():
     mesh = make_mesh(TrainingMeshShape(data=2))
     batch = stack([tracks(scene(0, number), 16, 16, 5) for number in range(2)])
-    drawn = video_of(Drawn(batch, 16, 16, ["", ""]), mesh)
+    drawn = video_of(Drawn(batch, 16, 16, lambda: ["", ""]), mesh)
     np.testing.assert_allclose(drawn, draw(batch, 16, 16), atol=2e-6)  # another program, roundings of float32
     pixels = np.zeros((2, 5, 16, 16, 3), np.uint8)
     pixels[1] = 255
