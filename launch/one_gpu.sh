@@ -11,7 +11,5 @@ PATH=$(dirname "$0")/../.venv/bin:$PATH
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 # JAX takes three quarters of the memory by default; nothing else runs on this GPU.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
-# The second run with the same sizes does not compile again.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/osjax}
 
 exec osjax generate "$config" "$@"

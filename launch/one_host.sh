@@ -25,7 +25,5 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
 # The all-to-alls around attention run beside the matrix products where the data allow it.
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
-# The second run with the same sizes does not compile again.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/osjax}
 
 exec osjax generate "$config" --mesh "data=1,seq=${#gpus[@]}" "$@"

@@ -7,11 +7,13 @@ Each subcommand is imported when it is called, so that `osjax --help` answers wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from osjax.cli.interrupt import insistent_interrupt
 from osjax.cli.parser import Parser
@@ -56,15 +58,27 @@ def _dispatch(argv: Sequence[str]) -> int:
 def _generate(argv: Sequence[str]) -> int:
     from osjax.cli import generate
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
+    _prepare_libraries()
     return generate.main(argv)
 
 
 def _train(argv: Sequence[str]) -> int:
     from osjax.cli import train
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
+    _prepare_libraries()
     return train.main(argv)
+
+
+def _prepare_libraries() -> None:
+    """Variables that JAX and transformers read when they are imported; those that are set already are kept."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
+    # What is compiled is kept from run to run: for a short clip on a CPU compiling takes longer than drawing.
+    compiled = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "osjax"
+    with contextlib.suppress(OSError, RuntimeError):  # no place for it, no home: then it is compiled each time
+        compiled.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))  # the longest unused goes first
 
 
 def _download(argv: Sequence[str]) -> int:

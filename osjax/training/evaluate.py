@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +61,15 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Artist:
-    """What draws, and how. base: all that its requests have in common; batch_size: videos drawn at once."""
+    """What draws, and how. base: all that its requests have in common; batch_size: videos drawn at once; readers:
+    threads that read clips while the next ones are drawn."""
 
     pipeline: Pipeline
     base: Request
     batch_size: int
     bar: tqdm
     mistakes: Path | None
+    readers: Executor
 
     def draw(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
         """uint8 [T, H, W, 3] for each of some requests that differ in prompts, references and seeds only."""
@@ -86,6 +91,11 @@ class Artist:
         """The scene as the request's video ought to be, uint8 [T, H, W, 3]."""
         return draw_clip(made, *self.pipeline.shape(request).size, request.num_frames, request.fps)
 
+    def check_all(self, prompts: Sequence[Prompt], videos: Iterable[np.ndarray], name: str) -> list[Score]:
+        """What each video shows of its prompt, in their order."""
+        names = (f"{name}-{number:03}" for number in itertools.count())
+        return list(self.readers.map(self.check, prompts, videos, names))
+
     def check(self, prompt: Prompt, frames: np.ndarray, name: str) -> Score:
         """Reads a clip; one that does not show what was asked for is kept to look at, if there is a place for it."""
         seen = score(prompt.scene, read(frames, self.base.fps))
@@ -103,9 +113,7 @@ def held_out_prompts(n: int, seed: int) -> list[Prompt]:
 def text_scores(artist: Artist, prompts: Sequence[Prompt], aspect_ratio: str) -> dict[str, Any]:
     """`Scores` of text to video."""
     requests = [artist.request(i, prompt, aspect_ratio=aspect_ratio) for i, prompt in enumerate(prompts)]
-    drawn = zip(prompts, artist.draw(requests), strict=True)
-    name = aspect_ratio.replace(":", "x")
-    scores = [artist.check(prompt, frames, f"t2v-{name}-{i:03}") for i, (prompt, frames) in enumerate(drawn)]
+    scores = artist.check_all(prompts, artist.draw(requests), f"t2v-{aspect_ratio.replace(':', 'x')}")
     return dataclasses.asdict(summarise([prompt.scene for prompt in prompts], scores))
 
 
@@ -124,9 +132,7 @@ def image_scores(artist: Artist, prompts: Sequence[Prompt], cond_type: str) -> d
             requests.append(artist.request(i, prompt, cond_type=cond_type, refs=paths))
         videos = list(artist.draw(requests))
     closeness = [psnr(frames[given], truth) for frames, truth in zip(videos, truths, strict=True)]
-    drawn = zip(prompts, videos, strict=True)
-    scores = [artist.check(prompt, frames, f"{cond_type}-{i:03}") for i, (prompt, frames) in enumerate(drawn)]
-    kept = [each.color and each.shape for each in scores]
+    kept = [each.color and each.shape for each in artist.check_all(prompts, videos, cond_type)]
     return {
         "prompts": len(prompts),
         "given_frames_psnr": round(float(np.mean(closeness)), 2),
@@ -167,8 +173,9 @@ def evaluate(
         condition_kind(kind)
     start = time.perf_counter()
     total = len(prompts) * (len(aspect_ratios) + len(cond_types) + 1)
-    with tqdm(total=total, desc="evaluate", unit="clip", disable=not progress) as bar:
-        artist = Artist(pipeline, base, batch_size, bar, mistakes)
+    bar = tqdm(total=total, desc="evaluate", unit="clip", disable=not progress)
+    with bar, ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="readers") as readers:
+        artist = Artist(pipeline, base, batch_size, bar, mistakes, readers)
         figures = {
             "t2v": {ratio: text_scores(artist, prompts, ratio) for ratio in aspect_ratios},
             "i2v": {kind: image_scores(artist, prompts, kind) for kind in cond_types},

@@ -145,3 +145,25 @@ def test_interrupt_is_one_line_and_status_130(tmp_path):
     assert errors.rstrip().splitlines()[-1] == "osjax: interrupted"
     assert "Traceback" not in errors
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a file was left"
+
+
+def test_what_is_compiled_is_kept_for_the_next_run(tmp_path):
+    """The second run finds what the first compiled, and writes nothing new."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "caches")
+    words = ["generate", "--prompt", "x", "--num_frames", "1", "--num_steps", "1"]
+    kept = []
+    for folder in ("first", "second"):
+        assert run(*words, "--save_dir", str(tmp_path / folder), env=environment).returncode == 0
+        kept.append({path.name for path in (tmp_path / "caches" / "osjax").glob("*-cache")})
+    assert kept[0]
+    assert kept[0] == kept[1]
+
+
+def test_a_home_that_cannot_be_written_to_is_no_mistake(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    main._prepare_libraries()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ class Draughtsman:
 
 
 def artist(pipeline, mistakes=None):
-    return Artist(pipeline, BASE, 5, tqdm(disable=True), mistakes)
+    return Artist(pipeline, BASE, 5, tqdm(disable=True), mistakes, ThreadPoolExecutor(2))
 
 
 def test_prompts_are_held_out_and_repeatable():
