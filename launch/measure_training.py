@@ -3,7 +3,7 @@
     XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python launch/measure_training.py --out results.json
     python launch/measure_training.py --tiny                        # rehearsal with tiny sizes on any device
 
-A row is a clip, a batch, and what of each block the backward pass finds kept instead of computing it again. A step is
+A row is a clip, a batch, and what of each block the backward pass computes again instead of finding it kept. A step is
 that of `osjax.training.state.make_step`: loss, gradient of the adapter, AdamW, moving average. Seconds are the median
 of steps after a warm-up, synchronised with `block_until_ready`. `peak_gb` is what the compiled step holds at once, its
 arguments included, as the compiler planned it; `allocator_gb` is what the process has had at most so far, so that rows
@@ -41,6 +41,7 @@ from osjax.sampling.geometry import LatentGrid, image_size, latent_grid
 from osjax.sampling.latents import Text
 from osjax.training.flow import Clean, draw, flow_loss, grid_of
 from osjax.training.options import LoRAOptions, OptimOptions
+from osjax.training.remat import POLICIES
 from osjax.training.state import TrainState, Weights, make_step, start
 
 TEXT_TOKENS = 512
@@ -54,44 +55,28 @@ TINY = MMDiTConfig(
 )
 
 
-def attention_kept(operation: Any, *_: Any, **__: Any) -> bool:
-    """A policy of `jax.checkpoint`: what cuDNN's attention computed is kept."""
-    return operation.name.startswith("dot_product_attention_fwd")
-
-
-def products_kept(operation: Any, *operands: Any, **options: Any) -> bool:
-    """A policy of `jax.checkpoint`: attention and the projections' outputs are kept, the adapter's are not."""
-    if operation.name != "dot_general":
-        return attention_kept(operation)
-    (contracted, _), (batched, _) = options["dimension_numbers"]
-    return not batched and operands[0].shape[contracted[0]] > ADAPTER.rank
-
-
-KEPT: dict[str, Remat] = {"inputs": True, "attention": attention_kept, "products": products_kept, "everything": False}
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """frames: of the clip, in pixels; kept: of each block for the backward pass, a key of KEPT."""
+    """frames: of the clip, in pixels; remat: what of each block is computed again, as `run.remat` says it."""
 
     size: str
     frames: int
     batch: int
-    kept: str
+    remat: str
 
     def __str__(self) -> str:
-        return f"{self.size} × {self.frames}, batch {self.batch}, {self.kept} kept"
+        return f"{self.size} × {self.frames}, batch {self.batch}, {self.remat} again"
 
 
 ROWS = (
-    Row("256px", 33, 1, "inputs"),
-    Row("256px", 129, 1, "inputs"),
-    Row("256px", 129, 1, "attention"),
-    Row("256px", 129, 2, "inputs"),
+    Row("256px", 33, 1, "blocks"),
+    Row("256px", 129, 1, "blocks"),
     Row("256px", 129, 1, "products"),
-    Row("256px", 33, 1, "everything"),
-    Row("768px", 129, 1, "inputs"),
-    Row("256px", 129, 1, "everything"),
+    Row("256px", 129, 2, "blocks"),
+    Row("256px", 129, 1, "elementwise"),
+    Row("256px", 33, 1, "nothing"),
+    Row("768px", 129, 1, "blocks"),
+    Row("256px", 129, 1, "nothing"),
 )
 
 
@@ -163,7 +148,7 @@ def planned_gb(compiled: Any) -> float:
 
 def measure(row: Row, training: Training, frozen: Weights, grid: LatentGrid, runs: int) -> dict[str, Any]:
     """Seconds and memory of a row; `failed` if the memory does not suffice, beside what was found until then."""
-    loss, key = functools.partial(training.loss, remat=KEPT[row.kept]), jax.random.key(0)
+    loss, key = functools.partial(training.loss, remat=POLICIES[row.remat]), jax.random.key(0)
     state, batch = jax.jit(training.start)(), random_batch(training.model.config, grid, row.batch)
     step = make_step(loss, OPTIM, STEPS, key, jax.tree.map(lambda leaf: leaf.sharding, state))
     found: dict[str, Any] = {"tokens": grid.tokens + TEXT_TOKENS}
@@ -179,7 +164,7 @@ def measure(row: Row, training: Training, frozen: Weights, grid: LatentGrid, run
         compiled = once.lower(state, frozen, batch).compile()
         found |= {"compile_s": time.perf_counter() - begin, "peak_gb": planned_gb(compiled)}
         found |= {"step_s": median_s(run, runs), "loss": float(run())}
-        if row.kept == "inputs":
+        if row.remat == "blocks":
             forward = jax.jit(loss)
             found["forward_s"] = median_s(lambda: forward(state.weights, frozen, batch, key), runs)
     except jax.errors.JaxRuntimeError as error:

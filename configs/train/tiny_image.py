@@ -3,7 +3,8 @@
 Source: ours; the architecture is the Hunyuan VAE's, 4 x 8 x 8 compression and 16 channels, with narrow levels and one
 norm group. Pictures come first because what an autoencoder lacks early is variety: 64 pictures a step teach it colours
 and edges that 8 clips, which take as long, do not.
-Expected result: runs/tiny_image/bundle.
+Expected result: runs/tiny_image/bundle, at 40 to 42 dB. Two H100 (data=2) took 4.9 minutes, compilation included, with
+26 ms a step: so many small kernels are started that one GPU should take as long.
 
     osjax train tiny_image
 """

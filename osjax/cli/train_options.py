@@ -46,7 +46,7 @@ HELP = {
         "run.mesh": "devices, such as data=2,fsdp=4: data shards clips, fsdp the weights too",
         "run.dtype": "of the computation, bf16, fp16 or fp32; the weights are in float32",
         "run.attention": "xla, cudnn or pallas; auto takes the fastest that has a backward pass",
-        "run.remat": "compute blocks again in the backward pass: less memory, a third more work",
+        "run.remat": "computed again in the backward pass, to save memory: blocks, products, elementwise or nothing",
     },
     "the optimizer": {
         "optim.lr": "learning rate of AdamW",

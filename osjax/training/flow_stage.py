@@ -24,6 +24,7 @@ from osjax.training.encoding import Caches, latents_of, texts_of
 from osjax.training.flow import draw, flow_loss, grid_of
 from osjax.training.options import TrainConfig
 from osjax.training.parts import Parts, export, only
+from osjax.training.remat import POLICIES
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
 
@@ -66,7 +67,7 @@ class FlowStage:
             text.embed(modules, prompts),
             draw(noise, grid, model.config.latent_channels, len(clean.z_bthwc)),
             self.attention,
-            remat=self.config.run.remat,
+            remat=POLICIES[self.config.run.remat],
             loss_on_given=options.loss_on_given,
         )
         return loss, {}

@@ -12,6 +12,8 @@ from typing import Any
 from osjax.errors import OsjaxError
 from osjax.request import MAX_SEED
 
+REMAT = ("blocks", "products", "elementwise", "nothing")  # the keys of `osjax.training.remat.POLICIES`
+
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
@@ -121,9 +123,9 @@ class DataOptions:
 class RunOptions:
     """The run itself.
 
-    batch_size: clips a batch over all devices; dtype: of the computation, the weights being float32; remat: recompute
-    each block in the backward pass; save_every, keep: checkpoints, and how many of them are kept; sample_every: steps
-    between sample videos, 0 for none; sample_prompts: what they show.
+    batch_size: clips a batch over all devices; dtype: of the computation, the weights being float32; remat: what of the
+    MMDiT's blocks the backward pass computes again (`osjax/training/remat.py`); save_every, keep: checkpoints, and how
+    many of them are kept; sample_every: steps between sample videos, 0 for none; sample_prompts: what they show.
     """
 
     steps: int = 1000
@@ -132,7 +134,7 @@ class RunOptions:
     mesh: str = "data=1"
     dtype: str = "bf16"
     attention: str = "auto"
-    remat: bool = True
+    remat: str = "blocks"
     log_every: int = 10
     save_every: int = 500
     keep: int = 3
@@ -143,6 +145,8 @@ class RunOptions:
         for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise OsjaxError(f"run.{name} is {getattr(self, name)}: give at least 1")
+        if self.remat not in REMAT:
+            raise OsjaxError(f"run.remat is {self.remat!r}: use one of {', '.join(REMAT)}")
         if not 0 <= self.seed <= MAX_SEED:
             raise OsjaxError(f"run.seed is {self.seed}: give a whole number from 0 to {MAX_SEED}")
 

@@ -67,3 +67,18 @@ def test_multicast_is_left_alone(launch):
 def test_no_gpu_and_no_configuration_are_errors(launch):
     assert launch("one_host.sh", "768px", gpus=0)[0] == 2
     assert launch("one_gpu.sh")[0] != 0
+
+
+def test_the_tiny_model_is_trained_in_three_stages_and_evaluated(tmp_path):
+    """Each stage starts from what the one before leaves."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    for name in ("osjax", "python"):
+        program(tmp_path / ".venv" / "bin" / name, f'echo {name} "$@"')
+    command = [tmp_path / "launch" / "train_tiny.sh", "data=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.splitlines() == [
+        "osjax train tiny_image --run.mesh data=2",
+        "osjax train tiny_vae --ckpt_path runs/tiny_image/bundle --run.mesh data=2",
+        "osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle --run.mesh data=2",
+        "python -m osjax.training.evaluate --ckpt_path runs/tiny_flow/bundle --out runs/tiny_flow/scores.json",
+    ]

@@ -63,11 +63,11 @@ def test_a_row_is_measured_and_written(monkeypatch, tmp_path, capsys):
     assert figures["step_s"] > figures["forward_s"] > 0
     assert figures["peak_gb"] > 0
     assert figures["useful_share"] < figures["with_remat_share"]
-    assert "256px × 129, batch 1, inputs kept" in capsys.readouterr().out
+    assert "256px × 129, batch 1, blocks again" in capsys.readouterr().out
 
 
 def test_a_row_without_memory_says_so():
-    row = Row("768px", 129, 1, "inputs")
+    row = Row("768px", 129, 1, "blocks")
     figures = {"tokens": 76544, "peak_gb": 120.0, "failed": "out of memory"}
     assert rates(row, figures, TINY, 1e12) == {}
     assert "| 76544 |  |  | 120 |  |  |  | out of memory |" in table(

@@ -23,7 +23,7 @@ SPELLINGS = {
     "--run.batch-size": ("run.batch_size", "2", 2),
     "--lr": ("optim.lr", "1e-3", 1e-3),
     "--betas": ("optim.betas", ".9,.95", (0.9, 0.95)),
-    "--remat": ("run.remat", "False", False),
+    "--remat": ("run.remat", "nothing", "nothing"),
     "--path": ("data.path", "clips.csv", "clips.csv"),
     "--ckpt-path": ("ckpt_path", "bundle", "bundle"),
     "--trained": ("trained", "mmdit,vae", ("mmdit", "vae")),
