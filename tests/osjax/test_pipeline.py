@@ -110,7 +110,7 @@ def test_a_single_frame_ignores_references(pipeline, picture):
 def test_a_long_prompt_is_cut_with_a_warning(pipeline, caplog):
     with caplog.at_level(logging.WARNING):
         pipeline.encode_text(["word " * 500])
-    assert "over 512 tokens" in caplog.text
+    assert f"over {pipeline.bundle.component('t5').max_length} tokens" in caplog.text
 
 
 def test_requests_of_different_shapes_do_not_go_together(pipeline):
@@ -127,7 +127,7 @@ def test_requests_of_different_shapes_do_not_go_together(pipeline):
         ({"resolution": "256px", "aspect_ratio": "7:5"}, "no aspect ratio"),
         ({"resolution": "huge", "aspect_ratio": "1:1"}, "unknown resolution"),
         ({"height": 0}, "is empty"),
-        ({"guidance": 1e38}, "not finite: nothing was saved"),
+        ({"guidance": 1e38}, "not finite.*: nothing was saved"),
     ],
 )
 def test_what_cannot_be_drawn(pipeline, options, message):

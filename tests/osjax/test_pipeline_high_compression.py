@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from osjax.bundle import read_bundle
 from osjax.errors import OsjaxError
 from osjax.media import write_mp4
 from osjax.parallel.mesh import TrainingMeshShape, make_mesh
 from osjax.pipeline import EMBEDDED, Pipeline
 from osjax.request import Request
+from osjax.residency import model_config
 from osjax.training.parts import export, load_weights, open_parts
 
 NETS = ("encoder", "decoder")
@@ -29,8 +31,6 @@ MMDIT = {
     "kind": "mmdit",
     "in_channels": 4,
     "patch_size": 1,
-    "vec_in_dim": 32,
-    "context_in_dim": 48,
     "hidden_size": 24,
     "num_heads": 2,
     "depth": 1,
@@ -43,7 +43,9 @@ SMALL = {"resolution": None, "aspect_ratio": None, "height": 32, "width": 48, "n
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "bundle"
-    parts = open_parts(str(EMBEDDED), {"mmdit": MMDIT, "vae": VAE}, ("mmdit", "vae"), jnp.float32)
+    t5, clip = (model_config(read_bundle(EMBEDDED).component(name)) for name in ("t5", "clip"))
+    mmdit = MMDIT | {"context_in_dim": t5.d_model, "vec_in_dim": clip.hidden_size}
+    parts = open_parts(str(EMBEDDED), {"mmdit": mmdit, "vae": VAE}, ("mmdit", "vae"), jnp.float32)
     trained, frozen = load_weights(parts, make_mesh(TrainingMeshShape()), jax.random.key(0))
     export(parts, trained | frozen, folder, {}, jnp.float32)
     return Pipeline.load(folder, dtype="fp32", progress=False)
