@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
 from convert.options import fields_of
 from convert.rules import Rule
 from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
+from osjax.models.rngs import ModuleRngs
 
 # Options of the reference that change nothing here: where its file lies, a size that nothing reads, and whether it
 # samples the posterior, which here the caller says.
@@ -33,7 +33,7 @@ def read_config(options: dict[str, Any]) -> Autoencoder2DConfig:
 
 def build(config: Autoencoder2DConfig, dtype: jnp.dtype) -> Autoencoder2D:
     """The module that the rules fill; call it under `nnx.eval_shape`."""
-    return Autoencoder2D(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return Autoencoder2D(config, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(config: Autoencoder2DConfig) -> list[Rule]:

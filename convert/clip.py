@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from convert import hf_config
 from convert.rules import Rule, Write
 from osjax.errors import OsjaxError
 from osjax.models.clip import CLIPText, CLIPTextConfig
+from osjax.models.rngs import ModuleRngs
 
 # CLIPTextConfig of transformers where it differs from the published model.
 _DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "eos_token_id": 49407}
@@ -35,7 +35,7 @@ def read_config(options: Mapping[str, Any]) -> CLIPTextConfig:
 
 def build(config: CLIPTextConfig, dtype: jnp.dtype) -> CLIPText:
     """The module that the rules fill; call it under `nnx.eval_shape`."""
-    return CLIPText(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return CLIPText(config, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(config: CLIPTextConfig) -> list[Rule]:

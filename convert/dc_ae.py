@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
 from convert.options import refuse_unknown
@@ -18,6 +17,7 @@ from convert.rules import Rule, Write
 from osjax.errors import OsjaxError
 from osjax.models.dc_ae import DCAE, DCAEConfig, Stage
 from osjax.models.dc_ae_blocks import HEAD_WIDTH
+from osjax.models.rngs import ModuleRngs
 
 # Options that the model has under the same name, and those that change nothing here: where the file lies, training.
 _SAME = (
@@ -107,7 +107,7 @@ def _check_options(what: str, options: Mapping[str, Any], known: set[str], fixed
 
 def build(config: DCAEConfig, dtype: jnp.dtype) -> DCAE:
     """The module that the rules fill; call it under `nnx.eval_shape`."""
-    return DCAE(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return DCAE(config, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(config: DCAEConfig) -> list[Rule]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from convert.layers import convolution, norm, pointwise
 from convert.options import fields_of
 from convert.rules import Rule
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
+from osjax.models.rngs import ModuleRngs
 
 # Options of the reference that change nothing here: where its file lies, what only training uses, what nothing reads.
 IGNORED_OPTIONS = frozenset({"from_pretrained", "type", "dropout", "channel"})
@@ -32,7 +32,7 @@ def read_config(options: dict[str, Any]) -> HunyuanVAEConfig:
 
 
 def build(config: HunyuanVAEConfig, dtype: jnp.dtype) -> HunyuanVAE:
-    return HunyuanVAE(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return HunyuanVAE(config, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(config: HunyuanVAEConfig) -> list[Rule]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from convert.options import fields_of
 from convert.rules import Rule, Write
 from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.rngs import ModuleRngs
 
 Q, K, V = range(3)
 
@@ -48,7 +48,7 @@ def read_config(options: dict[str, Any]) -> MMDiTSource:
 
 
 def build(source: MMDiTSource, dtype: jnp.dtype) -> MMDiT:
-    return MMDiT(source.model, rngs=nnx.Rngs(0), dtype=dtype)
+    return MMDiT(source.model, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(source: MMDiTSource) -> list[Rule]:

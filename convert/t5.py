@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from convert import hf_config
 from convert.rules import Rule, Write
+from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config, T5Encoder
 
 # T5Config of transformers where it differs from the published model.
@@ -40,7 +40,7 @@ def read_config(options: Mapping[str, Any]) -> T5Config:
 
 def build(config: T5Config, dtype: jnp.dtype) -> T5Encoder:
     """The module that the rules fill; call it under `nnx.eval_shape`."""
-    return T5Encoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return T5Encoder(config, rngs=ModuleRngs(0), dtype=dtype)
 
 
 def rules(config: T5Config) -> list[Rule]:

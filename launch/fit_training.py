@@ -37,6 +37,7 @@ from osjax.models import lora
 from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.mesh import TrainingMeshShape
@@ -87,7 +88,7 @@ def gigabytes(tree: Any) -> float:
 
 
 def abstract_model(make: Callable[..., nnx.Module], config: Any, dtype: jnp.dtype) -> nnx.Module:
-    return nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return nnx.eval_shape(lambda: make(config, rngs=ModuleRngs(0), dtype=dtype))
 
 
 def placed(component: str, arrays: dict[str, Any], mesh: AbstractMesh) -> dict[str, Abstract]:

@@ -26,6 +26,7 @@ from flax import nnx
 from osjax.kernels.attention import choose_attention
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import rope_table
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import geometry, guidance, schedule
@@ -134,12 +135,12 @@ def main() -> None:
         for size, grid in grids.items():
             record(size, "attention", measure_attention(config, grid.tokens + TEXT_TOKENS, attend, args.runs))
     if "decode" in args.stages:
-        vae = random_model(lambda: HunyuanVAE(vae_config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+        vae = random_model(lambda: HunyuanVAE(vae_config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
         for size, grid in grids.items():
             record(size, "decode", measure_decode(vae, grid, args.runs))
         del vae
     if "steps" in args.stages:
-        model = random_model(lambda: MMDiT(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+        model = random_model(lambda: MMDiT(config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
         for size, grid in grids.items():
             record(size, "steps", measure_steps(model, grid, where, args.runs))
 

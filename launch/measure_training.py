@@ -37,6 +37,7 @@ from osjax.kernels.attention import Attention, choose_attention
 from osjax.models import lora
 from osjax.models.lora import LoRA
 from osjax.models.mmdit import MMDiT, MMDiTConfig, Remat
+from osjax.models.rngs import ModuleRngs
 from osjax.sampling.geometry import LatentGrid, image_size, latent_grid
 from osjax.sampling.latents import Text
 from osjax.training.flow import Clean, draw, flow_loss, grid_of
@@ -210,7 +211,7 @@ def main() -> None:
     name, attention = choose_attention("auto", device, jnp.bfloat16, config.head_dim, gradient=True)
 
     def make() -> MMDiT:
-        return MMDiT(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+        return MMDiT(config, rngs=ModuleRngs(0), dtype=jnp.bfloat16)
 
     frozen = jax.jit(lambda: leaves.flatten(make()))()
     matmul = matmul_rate(*((64, 64, 64) if args.tiny else MATMUL), args.runs)

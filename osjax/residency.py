@@ -29,6 +29,7 @@ from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.specs import SPECS
 
@@ -62,7 +63,7 @@ def abstract_model(component: Component, dtype: jnp.dtype) -> nnx.Module:
     """The component's model with `jax.ShapeDtypeStruct` leaves of that dtype. Raises OsjaxError as `model_config`."""
     model_class, _ = MODELS[component.kind]
     config = model_config(component)
-    return nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return nnx.eval_shape(lambda: model_class(config, rngs=ModuleRngs(0), dtype=dtype))
 
 
 class Residency:

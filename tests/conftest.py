@@ -18,7 +18,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
+import pytest
+
+# Files of few but long tests, longest first: begun last, one of them would keep all other processes waiting.
+LONGEST = ("test_loop", "test_notebooks", "test_autoencoders", "test_main_job", "test_generate", "test_encoding")
 
 # How long an example takes says nothing on a machine that others use too; the suite times nothing.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are handed out in this order (`--no-loadscope-reorder`)."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

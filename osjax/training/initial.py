@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from osjax import leaves
+from osjax.models.rngs import ModuleRngs
 from osjax.residency import MODELS
 
 # Log-variance that the posterior starts with. At 0, its noise is as large as all that the latents hold at first.
@@ -25,7 +25,7 @@ _ZERO_IN_MMDIT = re.compile(r"(.*\.mod\.lin|final_layer\.linear)\.(kernel|bias)"
 def initialise(kind: str, config: Any, key: jax.Array) -> dict[str, jax.Array]:
     """Leaf name → float32 array, for a new model of that kind."""
     model_class, _ = MODELS[kind]
-    arrays = leaves.flatten(model_class(config, rngs=nnx.Rngs(key), dtype=jnp.float32))
+    arrays = leaves.flatten(model_class(config, rngs=ModuleRngs(key), dtype=jnp.float32))
     if kind == "mmdit":
         return {
             leaf: jnp.zeros_like(array) if _ZERO_IN_MMDIT.fullmatch(leaf) else array for leaf, array in arrays.items()

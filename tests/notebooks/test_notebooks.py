@@ -27,7 +27,8 @@ def test_it_is_kept_clean(path):
     assert "/" not in json.dumps(notebook.metadata)  # no path of the machine it was written on
 
 
-def test_videos_from_text_and_pictures_are_shown_inline(tmp_path):
+def test_videos_from_text_and_pictures_are_shown_inline(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # most of its time is drawing, not compiling
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
