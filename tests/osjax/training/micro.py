@@ -49,7 +49,7 @@ CLIP = {
     "max_length": 48,
 }
 DATA = DataOptions(resolution=("16px",), aspect_ratios=("1:1",), num_frames=(5,))
-RUN = RunOptions(steps=4, batch_size=8, dtype="fp32", log_every=1, save_every=2, remat="nothing")
+RUN = RunOptions(steps=4, batch_size=8, dtype="fp32", log_every=1, save_every=2, remat="elementwise")
 OPTIM = OptimOptions(lr=3e-3, betas=(0.9, 0.99), eps=1e-8, ema_decay=0.9)
 
 
