@@ -90,7 +90,7 @@ def encoded_shelves(
     batches = max(1, data.clips // (len(buckets) * share.clips * share.count))
 
     def make(batch: int) -> tuple[Drawn, TokenIds]:
-        bucket = buckets[batch // batches % len(buckets)]
+        bucket = buckets[batch // batches % len(buckets)]  # made ahead, there are more batches than needed
         first = (batch * share.count + share.index) * share.clips
         scenes = [scene(seed, first + i) for i in range(share.clips)]
         paths = [tracks(each, bucket.height, bucket.width, bucket.num_frames, data.fps) for each in scenes]
