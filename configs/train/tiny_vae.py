@@ -2,7 +2,8 @@
 
 Source: ours. It goes on from the pictures of `tiny_image`, with more to see in every clip and fewer clips a step.
 Expected result: runs/tiny_vae/bundle, 36.0 dB on average over 60 held-out scenes, whose colours, shapes and motions are
-all read back rightly. Two H100 (data=2) took 6.4 minutes, compilation included, with 51 ms a step.
+all read back rightly. Two H100 (run.mesh data=2) took 6.4 minutes, compilation included, at 51 ms a step. Not measured
+on one.
 
     osjax train tiny_vae --ckpt_path runs/tiny_image/bundle
 """

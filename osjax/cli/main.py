@@ -73,12 +73,14 @@ def _prepare_libraries() -> None:
     """Variables that JAX and transformers read when they are imported; those that are set already are kept."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed
     # What is compiled is kept from run to run: for a short clip on a CPU compiling takes longer than drawing.
-    compiled = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "osjax"
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # a cache of the user's, perhaps of other programs too: its limits are not ours to set
     with contextlib.suppress(OSError, RuntimeError):  # no place for it, no home: then it is compiled each time
+        compiled = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "osjax"
         compiled.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))  # the longest unused goes first
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))  # the longest unused goes first
 
 
 def _download(argv: Sequence[str]) -> int:

@@ -43,7 +43,8 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Clips that are latents already: z bthwc; ends: the latents of references, each bthwc; prompts: their captions."""
+    """Clips that are latents already: z bthwc; ends: the latents of references, each bthwc; prompts: captions,
+    int32 [B, L] for each text encoder."""
 
     z_bthwc: np.ndarray
     ends: Mapping[End, np.ndarray]

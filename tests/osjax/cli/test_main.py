@@ -168,3 +168,13 @@ def test_a_home_that_cannot_be_written_to_is_no_mistake(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     main._prepare_libraries()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_cache_of_the_users_keeps_its_place_and_its_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    main._prepare_libraries()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "theirs")
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert not (tmp_path / "caches").exists()
