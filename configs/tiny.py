@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.sampling_option.aspect_ratio = "1:1"
     config.sampling_option.num_frames = 33
     config.sampling_option.num_steps = 30
+    config.sampling_option.flow_shift = 6.0  # as it was trained
     config.dtype = "fp32"
     return config

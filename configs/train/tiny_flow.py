@@ -1,9 +1,10 @@
-"""The transformer and text encoders of the embedded tiny model, together, on clips of shapes. Last of three stages.
+"""The transformer and text encoders of the embedded tiny model, together, on clips of shapes. Third of four stages.
 
 Source: ours; the architectures are the full model's, rectified flow and condition masks too. Latents are encoded once,
-captions are written anew each time a clip is seen.
-Expected result: runs/tiny_flow/bundle, every part of a pipeline. These options are not measured yet. A pilot on 40,000
-clips, with a schedule of 7000 steps, 300 of them warm-up, was stopped after 3382 at a loss of 0.14.
+eight captions of each clip are kept as token ids.
+Expected result: runs/tiny_flow/bundle, every part of a pipeline; loss 0.065. Of 200 held-out prompts (guidance 4) all
+colours and backgrounds of single things are right, 97.8 % of their shapes and motions, but only 9.8 % of pairs. Two
+H100 (run.mesh data=2) took 13.6 minutes, four of them for compiling and encoding; 27 ms a step.
 
     osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle
 """
@@ -63,7 +64,8 @@ def get_config() -> ConfigDict:
         ema_decay=0.9995,
     )
     config.flow.update(
-        text_dropout=0.25,
+        t5_dropout=0.25,
+        clip_dropout=0.25,
         conditions=ConfigDict({"t2v": 3.0, "i2v_head": 1.0, "i2v_tail": 0.7, "i2v_loop": 0.7}),
     )
     # The square size is named twice: it is the default, and so seen twice as often.

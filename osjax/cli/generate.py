@@ -131,7 +131,7 @@ def run(plan: Plan) -> None:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
-        _say("no --ckpt_path: the embedded tiny bundle draws; it shows that everything runs, but has learnt nothing")
+        _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
     _draw(_refined(plan, plan.refinement, pipeline) if plan.refinement else plan, pipeline)
 
 

@@ -37,6 +37,7 @@ HELP = {
         "data.fps": "frames per second they are brought to",
         "data.cache": "folder that keeps latents and text embeddings for the next epoch",
         "data.clips": "how many shapes clips there are; 0 for a new one every time",
+        "data.two_things": "share of the shapes clips with two things",
         "data.workers": "clips that are read at the same time",
     },
     "for how long, and how": {
@@ -61,9 +62,11 @@ HELP = {
         "optim.ema_decay": "of the averaged weights that are exported; 0 for none",
     },
     "the losses": {
-        "flow.text_dropout": "chance that a text encoder is given the empty prompt, each by itself",
+        "flow.t5_dropout": "chance that T5 is given the empty prompt",
+        "flow.clip_dropout": "chance that CLIP is, by itself",
         "flow.conditions.KIND": "weight that a kind of condition is drawn with, such as flow.conditions.v2v_head",
         "flow.loss_on_given": "whether frames that a reference gives count",
+        "flow.flow_shift": "shift of the noise levels towards noise, in place of what the video's size asks for",
         "vae.l1_weight": "of the mean absolute error of the pixels",
         "vae.l2_weight": "of their mean squared error",
         "vae.kl_weight": "of the divergence from a standard normal",

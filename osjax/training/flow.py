@@ -68,16 +68,18 @@ def flow_loss(
     *,
     remat: bool = False,
     loss_on_given: bool = True,
+    flow_shift: float | None = None,
     guidance_b: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(loss [], prediction [B, N, C] float32): mean squared error of the velocity over all tokens, in float32.
 
     remat: recompute each block in the backward pass; loss_on_given: if not, tokens of latent frames that a reference
-    gives do not count. The condition is read if the model embeds one.
+    gives do not count; flow_shift: α of the noise levels, if not that of the video's size. The condition is read if the
+    model embeds one.
     """
     patch = model.config.patch_size
     grid = grid_of(clean.z_bthwc, patch)
-    alpha = shift_alpha(grid.tokens_per_frame, grid.t)
+    alpha = shift_alpha(grid.tokens_per_frame, grid.t) if flow_shift is None else flow_shift
     s_b, x_bnc, velocity_bnc = noisy(pack(clean.z_bthwc, patch).astype(jnp.float32), drawn, alpha)
     cond_bnc = None
     if model.config.cond_embed:

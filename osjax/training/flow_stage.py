@@ -59,7 +59,7 @@ class FlowStage:
         kinds, dropped, noise = jax.random.split(key, 3)
         model, ratio = modules["mmdit"], modules["vae"].config.time_compression_ratio
         clean = conditions.condition_clips(batch.latents, options.conditions, ratio, kinds)
-        prompts = text.drop(batch.prompts, self.empty, dropped, options.text_dropout)
+        prompts = text.drop(batch.prompts, self.empty, dropped, options.t5_dropout, options.clip_dropout)
         grid = grid_of(clean.z_bthwc, model.config.patch_size)
         loss, _ = flow_loss(
             model,
@@ -69,6 +69,7 @@ class FlowStage:
             self.attention,
             remat=POLICIES[self.config.run.remat],
             loss_on_given=options.loss_on_given,
+            flow_shift=options.flow_shift,
         )
         return loss, {}
 

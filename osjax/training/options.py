@@ -11,6 +11,7 @@ from typing import Any
 
 from osjax.errors import OsjaxError
 from osjax.request import MAX_SEED
+from osjax.training.shapes import TWO_THINGS_SHARE
 
 REMAT = ("blocks", "products", "elementwise", "nothing")  # the keys of `osjax.training.remat.POLICIES`
 
@@ -53,18 +54,24 @@ class OptimOptions:
 class FlowOptions:
     """Rectified flow (specification, section 8).
 
-    text_dropout: chance that T5, and independently CLIP, gets the empty prompt; conditions: kind → weight it is drawn
-    with; loss_on_given: whether latent frames that a reference gives count in the loss.
+    t5_dropout, clip_dropout: chance that this text encoder gets the empty prompt, each by itself; conditions: kind →
+    weight it is drawn with; loss_on_given: whether latent frames that a reference gives count in the loss; flow_shift:
+    how strongly noise levels are shifted towards noise, in place of what the video's size asks for.
     """
 
-    text_dropout: float = 0.316
+    t5_dropout: float = 0.316
+    clip_dropout: float = 0.316
     conditions: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {"t2v": 1.0, "i2v_head": 5.0, "i2v_loop": 1.0, "i2v_tail": 1.0}
     )
     loss_on_given: bool = True
+    flow_shift: float | None = None
 
     def __post_init__(self) -> None:
-        _check_share("flow.text_dropout", self.text_dropout)
+        _check_share("flow.t5_dropout", self.t5_dropout)
+        _check_share("flow.clip_dropout", self.clip_dropout)
+        if self.flow_shift is not None and self.flow_shift <= 0:
+            raise OsjaxError(f"flow.flow_shift is {self.flow_shift}: give a number above 0, or leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +109,7 @@ class DataOptions:
     resolution, aspect_ratios, num_frames: the buckets, every combination of them (of shapes, what is named twice is
     drawn twice as often); fps: that clips are brought close to; cache: folder for latents and text embeddings of files,
     None for none; clips: of shapes, made up once and reused (`flow` encodes them once, too), 0 for new ones in every
-    batch; workers: files read at a time.
+    batch; two_things: share of the shapes clips that show two things; workers: files read at a time.
     """
 
     path: str | None = None
@@ -112,9 +119,11 @@ class DataOptions:
     fps: int = 24
     cache: str | None = None
     clips: int = 0
+    two_things: float = TWO_THINGS_SHARE
     workers: int = 8
 
     def __post_init__(self) -> None:
+        _check_share("data.two_things", self.two_things)
         if self.fps < 1 or self.workers < 1 or self.clips < 0:
             raise OsjaxError("data.fps and data.workers must be at least 1, data.clips at least 0: mend the config")
 

@@ -45,7 +45,7 @@ def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, see
 
     @recall
     def made(number: int) -> Scene:
-        return scene(seed, number)
+        return scene(seed, number, two_things=data.two_things)
 
     @recall
     def clip(number: int, bucket: Bucket) -> tuple[Scene, Tracks]:
@@ -92,7 +92,7 @@ def encoded_shelves(
     def make(batch: int) -> tuple[Drawn, TokenIds]:
         bucket = buckets[batch // batches % len(buckets)]  # made ahead, there are more batches than needed
         first = (batch * share.count + share.index) * share.clips
-        scenes = [scene(seed, first + i) for i in range(share.clips)]
+        scenes = [scene(seed, first + i, two_things=data.two_things) for i in range(share.clips)]
         paths = [tracks(each, bucket.height, bucket.width, bucket.num_frames, data.fps) for each in scenes]
         write = functools.partial(
             _captions, [each for each in scenes for _ in range(WORDINGS)], data.fps, (seed, first)

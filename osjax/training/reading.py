@@ -122,8 +122,8 @@ def _follow(pixels: np.ndarray, ground: np.ndarray, mine: np.ndarray, free: np.n
     area = by_frame(cover).real
     seen = np.flatnonzero(area)
     points = x + 0.5 + 1j * (y + 0.5)
-    centre = by_frame(cover * points)[seen] / area[seen]
-    z = points - centre[np.searchsorted(seen, frame)]
+    centres = by_frame(cover * points) / np.where(area > 0, area, 1)  # a thing that changes its colour may be unseen
+    z, centre = points - centres[frame], centres[seen]
     moments = []
     for n in SYMMETRIES:
         powers = cover * z**n

@@ -104,19 +104,19 @@ def triples(held_out: bool) -> tuple[tuple[str, str, str], ...]:
 _TRIPLES = {held_out: triples(held_out) for held_out in (False, True)}
 
 
-def scene(seed: int, index: int, *, held_out: bool = False) -> Scene:
+def scene(seed: int, index: int, *, held_out: bool = False, two_things: float = TWO_THINGS_SHARE) -> Scene:
     """Scene number `index` of an endless list: any of them alone, the same whenever it is asked for."""
-    return sample_scene(np.random.default_rng((seed, index)), held_out=held_out)
+    return sample_scene(np.random.default_rng((seed, index)), held_out=held_out, two_things=two_things)
 
 
-def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """Draws a scene, all of whose things are of held-out triples, or none.
+def sample_scene(rng: np.random.Generator, *, held_out: bool = False, two_things: float = TWO_THINGS_SHARE) -> Scene:
+    """Draws a scene, all of whose things are of held-out triples, or none. two_things: how likely it has two things.
 
     Two things differ in colour or shape and never come closer than GAP; nothing leaves the stage within SECONDS.
     """
     score = int(rng.integers(SCORES.start, SCORES.stop))
     background = str(rng.choice(tuple(BACKGROUNDS)))
-    count = 2 if rng.random() < TWO_THINGS_SHARE else 1
+    count = 2 if rng.random() < two_things else 1
     things = None
     while things is None:  # most pairs of slow or small things have a place, so this ends soon
         things = _place([_sample_thing(rng, score, held_out) for _ in range(count)], score, rng)

@@ -44,11 +44,12 @@ def tokenized(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]) -> Toke
     return TokenIds(*(tokenizers[name].encode(texts)[0] for name in ("t5", "clip")))
 
 
-def drop(prompts: Prompts, empty: Prompts, key: jax.Array, chance: float) -> Prompts:
-    """The prompts, of which either half is that of the empty prompt (`empty`, of one row) with that chance, each by
+def drop(prompts: Prompts, empty: Prompts, key: jax.Array, t5_chance: float, clip_chance: float) -> Prompts:
+    """The prompts, of which either half is that of the empty prompt (`empty`, of one row) with its chance, each by
     itself."""
     batch = prompts[0].shape[0]
-    dropped = (jax.random.bernoulli(one, chance, (batch,)) for one in jax.random.split(key))
+    chances = zip(jax.random.split(key), (t5_chance, clip_chance), strict=True)
+    dropped = (jax.random.bernoulli(one, chance, (batch,)) for one, chance in chances)
     return type(prompts)(
         *(
             jnp.where(gone_b.reshape(-1, *(1,) * (given.ndim - 1)), none, given)

@@ -7,7 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import configs
-from osjax.cli import generate, options
+from osjax.bundle import read_bundle
+from osjax.cli import generate, options, train_options
+from osjax.pipeline import EMBEDDED
 
 FOLDER = Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
@@ -55,3 +57,12 @@ def test_settings_of_upstream(name, resolution, frames):
     assert (sampling.text_osci, sampling.image_osci, sampling.scale_temporal_osci, sampling.shift) == (True,) * 4
     assert (sampling.flow_shift, sampling.seed) == (None, None)
     assert (config.seed, config.fps_save, config.motion_score, config.dtype) == (42, 24, "4", "bf16")
+
+
+def test_the_command_line_asks_of_the_embedded_model_what_its_bundle_wants():
+    """`Pipeline.request` takes the bundle's settings, `osjax generate` those of the file."""
+    wanted = dict(read_bundle(EMBEDDED).settings)
+    config = options.load_config("tiny")
+    assert wanted.pop("fps") == config.fps_save
+    assert wanted == {name: config.sampling_option[name] for name in wanted}
+    assert wanted["flow_shift"] == train_options.load_config("tiny_pairs").flow.flow_shift

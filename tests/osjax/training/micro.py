@@ -67,7 +67,7 @@ def flow(**run: object) -> TrainConfig:
         ("mmdit", "t5", "clip"),
         dataclasses.replace(RUN, **run),
         OPTIM,
-        FlowOptions(text_dropout=0.1, conditions={"t2v": 1.0, "i2v_head": 1.0, "i2v_loop": 1.0}),
+        FlowOptions(t5_dropout=0.1, clip_dropout=0.1, conditions={"t2v": 1.0, "i2v_head": 1.0, "i2v_loop": 1.0}),
         data=dataclasses.replace(DATA, clips=16),
     )
 

@@ -1,5 +1,6 @@
 """Reading attributes back from pixels, on clips whose truth is known: as drawn, blurred and noisy, and after H.264."""
 
+import dataclasses
 import itertools
 
 import av
@@ -134,6 +135,19 @@ def test_what_flashes_up_is_no_thing():
     clip = drawing.draw_clip(Scene((one(),), "black", 1), 64, 64, 17).copy()
     clip[5:] = 0
     assert reading.read(clip).things == ()
+
+
+def test_a_thing_that_turns_into_the_opposite_colour_is_read_where_it_is_seen():
+    """Less than nothing of red is in blue on grey; the last frames, then, are none of the track's."""
+    before, after = (
+        drawing.draw_clip(Scene((dataclasses.replace(one(), color=color),), "grey", 1), 64, 64, 9)
+        for color in ("red", "blue")
+    )
+    clip = np.concatenate([before, after[:6]])
+    _, (track,) = reading.find_things(clip)
+    np.testing.assert_allclose(track.progress, np.arange(9) / 32)
+    np.testing.assert_allclose(track.centre, 0.5, atol=0.01)
+    assert [(thing.color, thing.shape) for thing in reading.read(clip).things] == [("red", "circle")]
 
 
 def test_one_frame_has_things_but_no_motion():

@@ -57,6 +57,17 @@ def test_a_tenth_is_held_out_and_no_part_of_a_triple_goes_short():
             assert 0 < missing[name] < 0.2 * (seen[name] + missing[name]), name
 
 
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_as_many_scenes_have_two_things_as_asked_for(share):
+    """Of 400; four deviations are 0.1. Only how many things there are depends on the share."""
+    scenes = [shapes.scene(0, i, two_things=share) for i in range(400)]
+    assert np.mean([len(each.things) == 2 for each in scenes]) == pytest.approx(share, abs=0.1 if share % 1 else 0)
+    usual = [shapes.scene(0, i) for i in range(400)]
+    same = [one for one, other in zip(scenes, usual, strict=True) if len(one.things) == len(other.things)]
+    assert same
+    assert all(each in usual for each in same)
+
+
 def test_everything_is_drawn_about_as_often_as_it_should_be():
     scenes = [shapes.scene(0, i) for i in range(2000)]
     assert 0.25 < np.mean([len(each.things) == 2 for each in scenes]) < 0.31
