@@ -45,6 +45,9 @@ def get_config() -> ConfigDict:
                 "retries": 3,
                 "at_once": 4,
             },
+            "use_t2i2v": False,
+            "img_resolution": "768px",
+            "img_guidance": 4.0,
             "fps_save": 24,
             "sample_posterior": False,
             # which of it, and where to

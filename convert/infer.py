@@ -25,12 +25,14 @@ _MARKS = {
     "dc_ae": "encoder.project_in.conv.weight",
     "autoencoder_2d": "encoder.down.0.block.0.norm1.weight",
 }
+_CONDITION = "cond_in.weight"  # an MMDiT that takes no frames as given draws pictures: FLUX
 
 
 def detect_kind(names: Iterable[str]) -> str | None:
     """The kind by the tensors' names; None if it is none that is known."""
     names = frozenset(names)
-    return next((kind for kind, mark in _MARKS.items() if mark in names), None)
+    kind = next((kind for kind, mark in _MARKS.items() if mark in names), None)
+    return "flux" if kind == "mmdit" and _CONDITION not in names else kind
 
 
 def infer_options(kind: str, shapes: Shapes) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def infer_options(kind: str, shapes: Shapes) -> dict[str, Any]:
     """
     readers: dict[str, Callable[[Shapes], dict[str, Any]]] = {
         "mmdit": _mmdit,
+        "flux": _mmdit,
         "hunyuan_vae": _hunyuan_vae,
         "t5": _t5,
         "clip": _clip,
@@ -54,13 +57,13 @@ def infer_options(kind: str, shapes: Shapes) -> dict[str, Any]:
 
 def _mmdit(shapes: Shapes) -> dict[str, Any]:
     hidden, in_channels = shapes["img_in.weight"].shape
-    cond_embed = "cond_in.weight" in shapes
+    cond_embed = _CONDITION in shapes
     fused = "double_blocks.0.img_attn.qkv.weight" in shapes
     head_width = shapes["double_blocks.0.img_attn.norm.query_norm.scale"].shape[0]
     if head_width != 128:
         raise _ask(f"MMDiT heads are {head_width} wide, which leaves the axes of RoPE unknown")
     # A condition token holds one mask value for each pixel of the patch beside the latent's channels.
-    patch_area = shapes["cond_in.weight"].shape[1] - in_channels if cond_embed else 4
+    patch_area = shapes[_CONDITION].shape[1] - in_channels if cond_embed else 4
     if patch_area < 1 or math.isqrt(patch_area) ** 2 != patch_area:
         raise _ask(f"cond_in has {patch_area} channels more than img_in, which is no square patch")
     first_attn = "double_blocks.0.img_attn"

@@ -32,6 +32,7 @@ KINDS = (
     Kind("t5", "t5", max_length=512),
     Kind("clip", "clip", max_length=77),
     Kind("dc_ae", "vae"),
+    Kind("flux", "image_mmdit"),
     Kind("autoencoder_2d", "image_vae"),
 )
 
@@ -42,6 +43,7 @@ PLACES: dict[str, dict[str, str]] = {
         "mmdit": "Open_Sora_v2",
         "hunyuan_vae": "hunyuan_vae",
         **_TEXT_ENCODERS,
+        "flux": "flux1-dev",
         "autoencoder_2d": "flux1-dev-ae",
     },
     "high_compression": {"mmdit": "Open_Sora_v2_Video_DC_AE", "dc_ae": "F32T4C128_AE", **_TEXT_ENCODERS},

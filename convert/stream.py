@@ -38,6 +38,7 @@ TABLES: dict[str, ModuleType] = {
     "t5": t5,
     "clip": clip,
     "dc_ae": dc_ae,
+    "flux": mmdit,  # draws the picture that a video starts from
     "autoencoder_2d": autoencoder_2d,
 }
 
@@ -76,7 +77,7 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None) 
     name = found.kind or detected
     if name is None:
         raise OsjaxError(f"{found.file} is of no kind that osjax knows: check the file, or name its kind with --as")
-    if detected not in (None, name):
+    if detected is not None and TABLES[detected] is not TABLES[name]:
         raise OsjaxError(
             f"{found.file} holds a {detected}, not a {name}: rename it, or convert it with --as {detected}"
         )

@@ -62,6 +62,19 @@ def explaining_memory() -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Roles:
+    """Which components of a bundle draw. told_motion: whether prompts tell them the frame rate and the motion score."""
+
+    mmdit: str = "mmdit"
+    vae: str = "vae"
+    told_motion: bool = True
+
+
+VIDEO = Roles()
+IMAGE = Roles("image_mmdit", "image_vae", told_motion=False)  # FLUX
+
+
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A bundle on a mesh, ready to draw. Make one with `Pipeline.load`."""
 
@@ -71,6 +84,7 @@ class Pipeline:
     dtype: str
     label: str
     progress: bool
+    roles: Roles = VIDEO
 
     @classmethod
     def load(
@@ -102,15 +116,39 @@ class Pipeline:
 
     @classmethod
     def over(
-        cls, residency: Residency, mesh: Mesh, dtype: str, attention: str, label: str, *, progress: bool
+        cls,
+        residency: Residency,
+        mesh: Mesh,
+        dtype: str,
+        attention: str,
+        label: str,
+        *,
+        progress: bool,
+        roles: Roles = VIDEO,
     ) -> Pipeline:
         """A pipeline over models of that dtype on the mesh, wherever they come from; label: what provenance calls them.
 
-        Raises OsjaxError for an attention that cannot be used here.
+        Raises OsjaxError for an attention that cannot be used here, or a model that the bundle does not have.
         """
-        width = residency.config("mmdit").head_dim
+        width = residency.config(roles.mmdit).head_dim
         chosen, attend = choose_attention(attention, mesh.devices.flat[0], DTYPES[dtype], width)
-        return cls(residency, Where(mesh, attend), chosen, dtype, label, progress)
+        return cls(residency, Where(mesh, attend), chosen, dtype, label, progress, roles)
+
+    def of_images(self) -> Pipeline:
+        """A pipeline that draws single pictures with the bundle's FLUX, on the same devices and text encoders.
+
+        Its requests have one frame; `guidance` is told to the model. LoRAs are not its. Raises OsjaxError if the bundle
+        has no FLUX.
+        """
+        absent = [name for name in (IMAGE.mmdit, IMAGE.vae) if name not in self.bundle.components]
+        if absent:
+            missing = " and no ".join(absent)
+            raise OsjaxError(
+                f"bundle {self.bundle.path} has no {missing} to draw images with: osjax download flux1-dev --to ckpts, "
+                "beside the other checkpoints, and convert them again"
+            )
+        mesh, label = self.where.mesh, self.label
+        return self.over(self.residency, mesh, self.dtype, self.attention, label, progress=self.progress, roles=IMAGE)
 
     def use_lora(self, lora: Sequence[tuple[str | os.PathLike[str], float]] = ()) -> None:
         """From now on draws with these LoRAs, each the folder of one and its weight, and with no others.
@@ -126,7 +164,7 @@ class Pipeline:
     @property
     def loras(self) -> tuple[provenance.UsedLoRA, ...]:
         """The LoRAs in use, as provenance tells them."""
-        used = self.residency.adapters
+        used = self.residency.adapters if self.roles.mmdit == VIDEO.mmdit else ()
         return tuple(provenance.UsedLoRA(adapter.name, weight, adapter.sha256) for adapter, weight in used)
 
     @property
@@ -155,7 +193,7 @@ class Pipeline:
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape) for request in requests]
-        prompts = [_prompt_used(request) for request in requests]
+        prompts = [_prompt_used(request, self.roles) for request in requests]
         with _timed(seconds, "text"):
             text = self.encode_text(prompts)
             negative = self.encode_text([request.negative_prompt for request in requests])
@@ -175,7 +213,8 @@ class Pipeline:
 
         Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
         """
-        return shape_of(request, self.residency.config("vae"), self.residency.config("mmdit").patch_size)
+        vae, mmdit = self.residency.config(self.roles.vae), self.residency.config(self.roles.mmdit)
+        return shape_of(request, vae, mmdit.patch_size)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -197,7 +236,7 @@ class Pipeline:
         if not clips:
             return []
         key = jax.random.fold_in(jax.random.key(request.seed), 1) if request.sample_posterior else None
-        with self.residency.on_device("vae") as vae:
+        with self.residency.on_device(self.roles.vae) as vae:
             dtype = self.residency.dtype
             return [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
 
@@ -210,10 +249,10 @@ class Pipeline:
         references: Sequence[list[jax.Array]],
     ) -> tuple[jax.Array, int]:
         """(latents bthwc ready to decode, forward passes that each of them took)."""
-        one = shape.grid.noise_shape(self.residency.config("mmdit").latent_channels)
+        one = shape.grid.noise_shape(self.residency.config(self.roles.mmdit).latent_channels)
         noise_bthwc = jnp.concatenate([jax.random.normal(jax.random.key(r.seed), one) for r in requests])
         bar = tqdm(total=requests[0].num_steps, desc="denoise", unit="step", disable=not self.progress)
-        with self.residency.on_device("mmdit") as mmdit, bar:
+        with self.residency.on_device(self.roles.mmdit) as mmdit, bar:
             return sample_latents(
                 mmdit,
                 noise_bthwc,
@@ -224,13 +263,13 @@ class Pipeline:
                 sampling_options(requests[0]),
                 self.where,
                 on_step=lambda *_: bar.update(),
-                causal=self.residency.config("vae").causal,
+                causal=self.residency.config(self.roles.vae).causal,
             )
 
     def decode(self, z_bthwc: jax.Array) -> np.ndarray:
         """Latents → uint8 frames [B, T, H, W, 3], one video at a time. Raises OsjaxError if they are not finite."""
         videos = []
-        with self.residency.on_device("vae") as vae:
+        with self.residency.on_device(self.roles.vae) as vae:
             for z_thwc in z_bthwc:
                 bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
                 with bar:
@@ -292,8 +331,10 @@ def sampling_options(request: Request) -> SamplingOptions:
     return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
 
 
-def _prompt_used(request: Request) -> str:
+def _prompt_used(request: Request, roles: Roles) -> str:
     prompt = request.refined_prompt or request.prompt
+    if not roles.told_motion:
+        return prompt
     return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
 
 

@@ -35,6 +35,7 @@ from osjax.parallel.specs import SPECS
 
 MODELS: dict[str, tuple[type[nnx.Module], type]] = {
     "mmdit": (MMDiT, MMDiTConfig),
+    "flux": (MMDiT, MMDiTConfig),
     "hunyuan_vae": (HunyuanVAE, HunyuanVAEConfig),
     "t5": (T5Encoder, T5Config),
     "clip": (CLIPText, CLIPTextConfig),

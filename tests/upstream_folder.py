@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from convert import layout, tiny_tokenizers
+from convert import infer, layout, tiny_tokenizers
 from tests.parity.cases import Case
 
 VOCABULARY = 64  # entries at most: tiny tokenizers know single characters only
@@ -20,7 +20,8 @@ def write(folder: Path, *golden: Case, model: str = "open_sora_v2") -> Path:
     Models are single files with a sidecar JSON, text encoders folders as Hugging Face ships them. Returns `folder`.
     """
     for case in golden:
-        kind = next(kind for kind in layout.KINDS if kind.name == case.kind)
+        name = infer.detect_kind(case.weights)  # a golden MMDiT may be FLUX's
+        kind = next(kind for kind in layout.KINDS if kind.name == name)
         place = folder / layout.PLACES[model][kind.name]
         if kind.max_length is None:
             weights, config = place.with_name(f"{place.name}.safetensors"), place.with_name(f"{place.name}.json")

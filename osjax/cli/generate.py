@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from osjax import batch, provenance
 from osjax.cli import options
-from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine
+from osjax.cli.illustrating import Illustration, picture_of, picture_stem, read_illustration, started_from
+from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine, without_score
 from osjax.errors import OsjaxError
 from osjax.files import make_folder
 from osjax.request import Request
@@ -51,13 +52,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A whole command. origin: the provenance that `--from` repeats; refinement: what a language model is asked."""
+    """A whole command. origin: the provenance that `--from` repeats; refinement: what a language model is asked;
+    illustration: the pictures that videos start from, if they are to be drawn first."""
 
     model: Model
     jobs: Sequence[Job]
     batch_size: int
     origin: provenance.Provenance | None = None
     refinement: Refinement | None = None
+    illustration: Illustration | None = None
 
     def missing(self, group: Sequence[Job], pipeline: Pipeline) -> list[int]:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
@@ -84,7 +87,8 @@ def plan(config: ConfigDict) -> Plan:
     jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
     lora = parse_lora(config.lora or "")
     model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
-    return Plan(model, jobs, config.batch_size, refinement=read_refinement(config))
+    refinement, illustration = read_refinement(config), read_illustration(config)
+    return Plan(model, jobs, config.batch_size, refinement=refinement, illustration=illustration)
 
 
 def plan_repeat(read: options.Options) -> Plan:
@@ -125,14 +129,32 @@ def run(plan: Plan) -> None:
             if used
             else "the video was made without LoRAs: leave out --lora"
         )
-    for job in plan.jobs:
-        pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
-    for folder in {job.stem.parent for job in plan.jobs}:
+    parts = [(plan, pipeline)]
+    if plan.illustration:
+        pictures, videos = _illustrated(plan, plan.illustration, pipeline)
+        parts = [(pictures, pipeline.of_images()), (videos, pipeline)]
+    for part, artist in parts:
+        for job in part.jobs:
+            artist.shape(job.request)  # what cannot be drawn is told before a folder is made
+    for folder in {job.stem.parent for part, _ in parts for job in part.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
-    _draw(_refined(plan, plan.refinement, pipeline) if plan.refinement else plan, pipeline)
+    for part, artist in parts:
+        _draw(_refined(part, part.refinement, artist) if part.refinement else part, artist)
+
+
+def _illustrated(plan: Plan, illustration: Illustration, pipeline: Pipeline) -> tuple[Plan, Plan]:
+    """(the pictures to draw first, the videos that start from them)."""
+    stems = [picture_stem(job.stem) for job in plan.jobs]
+    pictures = [picture_of(job.request, illustration, pipeline) for job in plan.jobs]
+    videos = started_from([job.request for job in plan.jobs], stems)
+    refinement = plan.refinement and without_score(plan.refinement)
+    return (
+        dataclasses.replace(plan, jobs=list(map(Job, pictures, stems)), refinement=refinement),
+        dataclasses.replace(plan, jobs=list(map(Job, videos, [job.stem for job in plan.jobs]))),
+    )
 
 
 def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
@@ -164,12 +186,15 @@ def _draw(plan: Plan, pipeline: Pipeline) -> None:
 
 
 def is_made(job: Job, pipeline: Pipeline) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request with the same weights and dtype."""
+    """Whether the job's video is there, whole, and was made for the same request with the same weights and dtype, from
+    references that have not changed since."""
     found = _found(job)
     if found is None:
         return False
     made = found.request, found.bundle_sha256, found.dtype, _digests(found.loras)
-    return made == (job.request.recorded(), pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras))
+    if made != (job.request.recorded(), pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras)):
+        return False
+    return [ref.sha256 for ref in found.refs] == [provenance.Reference.of(path).sha256 for path in job.request.refs]
 
 
 def _found(job: Job) -> provenance.Provenance | None:

@@ -25,6 +25,9 @@ HELP = {
         "cond_type": "what the reference is: i2v_head, i2v_tail, i2v_loop, v2v_head, v2v_tail, v2v_head_easy, "
         "v2v_tail_easy; t2v for none",
         "motion_score": "how much moves: a number, from 1 for little to 7 for much; dynamic asks the language model",
+        "use_t2i2v": "let FLUX draw the first frame; it stays in generated_condition/ beside the videos",
+        "img_resolution": "its size, of the video's ratio, before it is scaled down for the video",
+        "img_guidance": "its scale for the text, which FLUX is told",
         "refine_prompt": "let a language model write the prompt out first; it is shown --ref too",
         "seed": "of the noise; sample k of a prompt uses seed + k",
         "fps_save": "frames per second, of the file and in the prompt",

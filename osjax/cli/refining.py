@@ -41,6 +41,12 @@ def read_refinement(config: ConfigDict) -> Refinement | None:
     return refinement
 
 
+def without_score(refinement: Refinement) -> Refinement | None:
+    """What is left to ask for pictures, which have no motion."""
+    wanted = dataclasses.replace(refinement.wanted, score=False)
+    return dataclasses.replace(refinement, wanted=wanted) if wanted.prompt else None
+
+
 def refine(
     requests: Sequence[Request],
     earlier: Sequence[Mapping[str, Any] | None],

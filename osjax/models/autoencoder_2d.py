@@ -66,6 +66,11 @@ class Autoencoder2DConfig:
         return 1
 
     @property
+    def causal(self) -> bool:
+        """Whether the first frame has a latent of its own, as every frame has."""
+        return True
+
+    @property
     def arrangement(self) -> Arrangement:
         """What encoder and decoder are made of."""
         return Arrangement(

@@ -54,6 +54,20 @@ def image_size(resolution: str, aspect_ratio: str, multiple: int = 16, training:
     return height, width
 
 
+def size_of_image(resolution: str, aspect_ratio: str | None, video: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture that a video of that (height, width) is to start from: as the training table has it,
+    and for a ratio that it does not hold, or none, the video's own at that area.
+
+    Raises OsjaxError for an unknown resolution.
+    """
+    pixels = resolution_pixels(resolution)
+    sizes = _size_table(pixels, FREE_SIZE_MULTIPLE, True)
+    if aspect_ratio in sizes:
+        return sizes[aspect_ratio]
+    height, width = _floor_size(pixels, video[1] / video[0], FREE_SIZE_MULTIPLE)
+    return max(height, FREE_SIZE_MULTIPLE), max(width, FREE_SIZE_MULTIPLE)
+
+
 @functools.cache
 def _size_table(pixels: int, multiple: int, training: bool) -> dict[str, tuple[int, int]]:
     plain, reverse = {}, {}

@@ -29,7 +29,10 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """Steps, guidance, and the schedule's shift (see `osjax.sampling.schedule.timesteps`)."""
+    """Steps, guidance, and the schedule's shift (see `osjax.sampling.schedule.timesteps`).
+
+    A model with `guidance_embed`, such as FLUX.1-dev, is told the text's scale and takes one pass a step.
+    """
 
     steps: int = 50
     guidance: guidance.Guidance = guidance.Guidance()
@@ -61,14 +64,18 @@ def sample_latents(
     grid = LatentGrid(t, h, w, model.config.patch_size)
     mask_bthw1, given_bthwc = condition(noise_bthwc.shape, references, kind, causal)
     cond_bnc = pack(jnp.concatenate([mask_bthw1, given_bthwc], axis=-1), grid.patch)
+    scales, told_b = options.guidance, None
+    if model.config.guidance_embed:
+        told_b = jnp.full(noise_bthwc.shape[:1], scales.text, jnp.float32)
+        scales = guidance.Guidance(text=1.0, image=1.0)
     # In the order of guidance's branches: prompt, negative prompt, negative prompt without the condition.
     branches = Branches(
         jnp.stack([text.states_blc, negative.states_blc, negative.states_blc]),
         jnp.stack([text.pooled_bp, negative.pooled_bp, negative.pooled_bp]),
-        jnp.stack([cond_bnc, cond_bnc, jnp.zeros_like(cond_bnc)]),
+        jnp.stack([cond_bnc, cond_bnc, jnp.zeros_like(cond_bnc)]) if model.config.cond_embed else None,
     )
     plan = guidance.plan(
-        options.guidance,
+        scales,
         options.steps,
         t,
         image_condition=kind.is_image,
@@ -79,6 +86,6 @@ def sample_latents(
         options.steps, grid.tokens_per_frame, t, shift=options.shift, flow_shift=options.flow_shift
     )
     rope = rope_table(image_ids(grid)[None], model.config.axes_dim, model.config.theta)
-    x_bnc = denoise(model, pack(noise_bthwc, grid.patch), branches, rope, plan, levels, where, on_step=on_step)
+    x_bnc = denoise(model, pack(noise_bthwc, grid.patch), branches, rope, plan, levels, where, told_b, on_step=on_step)
     z_bthwc = replace_references(unpack(x_bnc, grid), mask_bthw1, given_bthwc, kind)
     return z_bthwc, guidance.forward_passes(plan)

@@ -24,7 +24,7 @@ def flat(config, prefix=""):
 
 
 def test_the_names_to_keep():
-    assert {"256px", "768px", "high_compression", "tiny"} <= set(NAMES)
+    assert {"256px", "768px", "t2i2v_256px", "t2i2v_768px", "high_compression", "tiny"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +47,13 @@ def test_a_configuration_states_source_result_and_command(name):
 
 @pytest.mark.parametrize(
     ("name", "resolution", "frames"),
-    [("256px", "256px", 129), ("768px", "768px", 129), ("high_compression", "768px", 128)],
+    [
+        ("256px", "256px", 129),
+        ("768px", "768px", 129),
+        ("t2i2v_256px", "256px", 129),
+        ("t2i2v_768px", "768px", 129),
+        ("high_compression", "768px", 128),
+    ],
 )
 def test_settings_of_upstream(name, resolution, frames):
     config = options.load_config(name)

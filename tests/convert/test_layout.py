@@ -30,10 +30,10 @@ def test_upstreams_folder(tmp_path):
     )
     clip = ("clip", "openai/clip-vit-large-patch14/model.safetensors")
     texts = {("t5", "google/t5-v1_1-xxl/pytorch_model.bin"), clip}
-    flux = ("autoencoder_2d", "flux1-dev-ae.safetensors")
+    flux = {("flux", "flux1-dev.safetensors"), ("autoencoder_2d", "flux1-dev-ae.safetensors")}
     compressed = {("mmdit", "Open_Sora_v2_Video_DC_AE.safetensors"), ("dc_ae", "F32T4C128_AE.safetensors")}
     usual = {("mmdit", "Open_Sora_v2.safetensors"), ("hunyuan_vae", "hunyuan_vae.pth")}
-    assert found(tmp_path) == usual | texts | {flux}
+    assert found(tmp_path) == usual | texts | flux
     assert found(tmp_path, model="high_compression") == compressed | texts
     assert found(tmp_path, "clip") == {clip}
     assert found(tmp_path, "mmdit", model="high_compression") | found(tmp_path, "dc_ae") == compressed

@@ -11,6 +11,7 @@ from osjax.sampling import guidance
 from osjax.sampling.condition import condition_kind
 from osjax.sampling.denoise import Branches, Where, denoise
 from osjax.sampling.geometry import pack
+from osjax.sampling.latents import SamplingOptions, Text, sample_latents
 from tests.parity import cases
 from tests.parity.test_mmdit import build
 
@@ -77,3 +78,24 @@ def test_trajectory(case, name, mesh):
     for key, reference in expected.items():
         actual = final if key == "final" else states[int(key.removeprefix("state_"))]
         cases.assert_close(actual, reference, cases.TRAJECTORY_TOLERANCE, f"{name}.{key}")
+
+
+DISTILLED = [
+    (case, name) for case, name in cases.runs_of_kind("denoise") if case.manifest["runs"][name]["denoiser"] == "distill"
+]
+
+
+@pytest.mark.parametrize(("case", "name"), DISTILLED, ids=cases.case_id)
+def test_a_model_that_is_told_its_guidance(case, name):
+    """From noise and text alone: the schedule, the scale and the one pass a step are the sampler's own."""
+    run, given, expected = case.manifest["runs"][name], case.run(name, "inputs"), case.run(name, "outputs")
+    model = build(case.weights_case(run["model"]))
+    text = Text(jnp.asarray(given["txt"]), jnp.asarray(given["y_vec"]))
+    empty = Text(jnp.zeros_like(text.states_blc), jnp.zeros_like(text.pooled_bp))
+    options = SamplingOptions(run["num_steps"], guidance.Guidance(text=run["guidance"]))
+    noise, none = jnp.asarray(channels_last(given["z"])), [[]] * run["B"]
+    where = Where(make_mesh(MeshShape()), reference_attention)
+    z_bthwc, passes = sample_latents(model, noise, text, empty, none, condition_kind("t2v"), options, where)
+    assert passes == run["num_steps"]
+    final = pack(z_bthwc, model.config.patch_size)
+    cases.assert_close(final, expected["final"], cases.TRAJECTORY_TOLERANCE, name)

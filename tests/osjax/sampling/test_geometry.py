@@ -164,3 +164,17 @@ def test_a_token_stands_where_its_id_says(grid, channels):
         top, left = row * grid.patch, column * grid.patch
         block_hwc = z_bthwc[0, t, top : top + grid.patch, left : left + grid.patch]
         np.testing.assert_array_equal(x_bnc[0, n], np.moveaxis(block_hwc, -1, 0).ravel())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "video", "size"),
+    [
+        ("16:9", (192, 336), (576, 1024)),
+        ("9:16", (336, 192), (1024, 576)),
+        (None, (32, 48), (624, 928)),  # rounded down, not to the closest area
+        ("1.85:1", (192, 352), (560, 1056)),  # dropped from the training table
+        (None, (16, 4096), (48, 12288)),
+    ],
+)
+def test_a_picture_has_the_ratio_of_its_video(ratio, video, size):
+    assert geometry.size_of_image("768px", ratio, video) == size
