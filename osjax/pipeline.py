@@ -28,7 +28,7 @@ from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
-from osjax.request import ADVICE, Request
+from osjax.request import Request
 from osjax.residency import Residency
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
@@ -40,8 +40,6 @@ from osjax.video import Video
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
-# What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance.
-SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})
 
 log = logging.getLogger(__name__)
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
@@ -150,7 +148,7 @@ class Pipeline:
         step), or a device's memory is full; ValueError if the requests do not go together.
         """
         first = requests[0]
-        if any(_shared(request) != _shared(first) for request in requests):
+        if any(request.shared() != first.shared() for request in requests):
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
         seconds: dict[str, float] = {}
         shape = self.shape(first)
@@ -295,10 +293,6 @@ def sampling_options(request: Request) -> SamplingOptions:
 def _prompt_used(request: Request) -> str:
     prompt = request.refined_prompt or request.prompt
     return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
-
-
-def _shared(request: Request) -> dict[str, object]:
-    return {name: value for name, value in dataclasses.asdict(request).items() if name not in SINGULAR}
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:

@@ -14,6 +14,7 @@ from osjax.errors import OsjaxError
 MAX_FRAMES = 129
 MAX_SEED = 2**32 - 1  # JAX keys with 32-bit integers; a larger seed would silently equal a smaller one
 ADVICE = frozenset({"refined_prompt", "dynamic_score", "refined_by"})  # options that a language model fills in
+SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})  # see `shared`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Request:
             raise OsjaxError("no size: give a resolution with an aspect_ratio, or both height and width")
         if self.resolution is not None and self.aspect_ratio is None:
             raise OsjaxError("a resolution alone gives no size: add an aspect_ratio such as 16:9")
+
+    def shared(self) -> tuple[Any, ...]:
+        """What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in SINGULAR]
+        return tuple(getattr(self, name) for name in names)
 
     def recorded(self) -> dict[str, Any]:
         """Every option by name, as a file that holds them in JSON gives them back."""

@@ -43,21 +43,32 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One video to make. stem: the path of its files without their endings."""
+    """One video to make.
+
+    stem: the path of its files without their endings; where: the line of a CSV that asks for it, or ''; refinement:
+    what a language model is asked first.
+    """
 
     request: Request
     stem: Path
+    where: str = ""
+    refinement: Refinement | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A whole command. origin: the provenance that `--from` repeats; refinement: what a language model is asked."""
+    """A whole command. origin: the provenance that `--from` repeats."""
 
     model: Model
     jobs: Sequence[Job]
     batch_size: int
     origin: provenance.Provenance | None = None
-    refinement: Refinement | None = None
+
+    def groups(self) -> list[list[Job]]:
+        """The jobs that are drawn together; however many of them are made already, because the last bits of a video
+        depend on the size of its group."""
+        places = batch.group([job.request.shared() for job in self.jobs], self.batch_size)
+        return [[self.jobs[place] for place in group] for group in places]
 
     def missing(self, group: Sequence[Job], pipeline: Pipeline) -> list[int]:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
@@ -77,14 +88,14 @@ def plan(config: ConfigDict) -> Plan:
     """The jobs of a prompt or a CSV, all checked before the first is made. Raises OsjaxError."""
     if config.batch_size < 1 or config.num_sample < 1:
         raise OsjaxError("batch_size and num_sample count videos: give numbers above 0")
-    rows, name = _rows(config)
+    columns = options.Columns()
+    rows, name = _rows(config, columns)
     rows = batch.select(rows, config.start_index, config.end_index)
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
-    folder = Path(config.save_dir) / _folder(config.sampling_option)
-    jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
+    jobs = [_job(config, columns, output) for output in outputs]
     lora = parse_lora(config.lora or "")
     model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
-    return Plan(model, jobs, config.batch_size, refinement=read_refinement(config))
+    return Plan(model, jobs, config.batch_size)
 
 
 def plan_repeat(read: options.Options) -> Plan:
@@ -126,25 +137,30 @@ def run(plan: Plan) -> None:
             else "the video was made without LoRAs: leave out --lora"
         )
     for job in plan.jobs:
-        pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
+        with batch.located(job.where):
+            pipeline.shape(job.request)  # what cannot be drawn is told before a folder is made
     for folder in {job.stem.parent for job in plan.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
-    _draw(_refined(plan, plan.refinement, pipeline) if plan.refinement else plan, pipeline)
+    _draw(refined(plan, pipeline), pipeline)
 
 
-def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
-    earlier = [found and found.request for found in map(_found, plan.jobs)]
-    requests = refine([job.request for job in plan.jobs], earlier, refinement, pipeline)
-    jobs = [dataclasses.replace(job, request=request) for job, request in zip(plan.jobs, requests, strict=True)]
+def refined(plan: Plan, pipeline: Pipeline) -> Plan:
+    """The plan with what a language model makes of the prompts whose jobs want it. Raises OsjaxError as `refine`."""
+    jobs = list(plan.jobs)
+    for refinement in dict.fromkeys(job.refinement for job in jobs if job.refinement):
+        places = [place for place, job in enumerate(jobs) if job.refinement == refinement]
+        earlier = [found and found.request for found in (_found(jobs[place]) for place in places)]
+        requests = refine([jobs[place].request for place in places], earlier, refinement, pipeline)
+        for place, request in zip(places, requests, strict=True):
+            jobs[place] = dataclasses.replace(jobs[place], request=request)
     return dataclasses.replace(plan, jobs=jobs)
 
 
 def _draw(plan: Plan, pipeline: Pipeline) -> None:
-    # Groups stay as they are, however many of their videos are made already: the last bits depend on a group's size.
-    groups = [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
+    groups = plan.groups()
     missing = [plan.missing(group, pipeline) for group in groups]
     total = sum(map(len, missing))
     if total < len(plan.jobs) and not plan.origin:
@@ -203,13 +219,13 @@ def _digests(loras: Sequence[provenance.UsedLoRA]) -> list[tuple[str, float]]:
     return [(each.sha256, each.weight) for each in loras]
 
 
-def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:
+def _rows(config: ConfigDict, columns: options.Columns) -> tuple[list[batch.Row], str]:
     """The rows to make and the name of their outputs where they have none of their own."""
     path = config.dataset.data_path
     if path is not None and (config.prompt is not None or config.ref is not None):
         raise OsjaxError("--dataset.data_path brings its own prompts and references: leave out --prompt and --ref")
     if path is not None:
-        return batch.read_csv(path), Path(path).stem
+        return batch.read_csv(path, columns.spellings, columns.refused), Path(path).stem
     if config.prompt is None:
         raise OsjaxError("nothing to make: give --prompt, or a CSV of prompts by --dataset.data_path")
     return [batch.Row(0, config.prompt, batch.split_refs(config.ref or ""))], "prompt"
@@ -219,6 +235,14 @@ def _folder(sampling: ConfigDict) -> str:
     """`video_256px`, `image_768px`, `video_64x96`."""
     kind = "image" if sampling.num_frames == 1 else "video"
     return f"{kind}_{sampling.resolution or f'{sampling.width}x{sampling.height}'}"
+
+
+def _job(config: ConfigDict, columns: options.Columns, output: batch.Output) -> Job:
+    with batch.located(output.row.where):
+        config = columns.configure(config, output.row.options)
+        request = _request(config, output)
+    stem = Path(config.save_dir) / _folder(config.sampling_option) / output.name
+    return Job(request, stem, output.row.where, read_refinement(config))
 
 
 def _request(config: ConfigDict, output: batch.Output) -> Request:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,88 @@ def test_a_csv_becomes_requests(tmp_path):
     assert stems(tmp_path, made.jobs) == ["video_96px/both", "video_96px/rows_0002"]
     assert [len(job.request.refs) for job in made.jobs] == [2, 1]
     assert [job.request.prompt for job in made.jobs] == ["two", "three"]
+
+
+def test_rows_set_options_of_their_own(tmp_path):
+    (tmp_path / "a.png").touch()
+    path = csv(
+        tmp_path,
+        "text,ref,num-frames,seed,cond_type,motion_score,sampling_option.num_steps,guidance,resolution,text_osci,fps-save",
+        "one,,,,,,,,,,",
+        "two,a.png,9,7,i2v_head,6.5,3,2,256px,False,12",
+        "three,,1,,,,,,,,",
+    )
+    words = ["256px", "--save_dir", tmp_path, "--resolution", "768px", "--negative_prompt", "blur"]
+    made = plan(*words, "--dataset.data-path", path, "--sampling_option.seed", 5, "--num_sample", 2)
+    assert stems(tmp_path, made.jobs[::2]) == [
+        f"{folder}/rows_000{index}" for index, folder in enumerate(("video_768px", "video_256px", "image_768px"))
+    ]
+    one, _, two, again, three, _ = [job.request for job in made.jobs]
+    assert one == plan(*words, "--prompt", "one", "--seed", 5).jobs[0].request
+    assert (two.num_frames, two.seed, two.cond_type, two.motion_score) == (9, 7, "i2v_head", "6.5")
+    assert (two.num_steps, two.guidance, two.resolution, two.text_osci, two.fps) == (3, 2.0, "256px", False, 12)
+    assert (two.negative_prompt, again.seed) == ("blur", 8)
+    assert (three.num_frames, three.seed) == (1, 5)
+
+
+def test_a_row_tells_its_size_in_either_way(tmp_path):
+    path = csv(tmp_path, "text,resolution,height,width", "a,,,", "b,,32,64", "c,256px,,")
+    sizes = [
+        (job.request.resolution, job.request.aspect_ratio, job.request.height, job.request.width)
+        for job in plan("768px", "--dataset.data-path", path).jobs
+    ]
+    assert sizes == [("768px", "16:9", None, None), (None, None, 32, 64), ("256px", "16:9", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "message"),
+    [
+        ("num_frames", "many", "rows.csv, line 3: num_frames: 'many' is not a whole number"),
+        ("num_frames", "6", "rows.csv, line 3: num_frames is 6"),
+        ("guidance", "nan", "line 3: guidance: 'nan' is not a finite number"),
+        ("seed", "None", "line 3: seed: 'None' is not a whole number"),
+        ("resolution,height,width", "256px,32,32", "line 3: the size is given twice"),
+        ("height", "32", "line 3: no size"),
+        ("dtype", "fp32", "line 1: column 'dtype': this is an option of the whole command"),
+        ("refine.model", "x", "line 1: column 'refine.model': this is an option of the whole command"),
+        ("batch-size", "", "line 1: column 'batch-size': this is .* and give --batch_size"),
+        ("prompt", "x", "line 1: column 'prompt': the prompts of a CSV stand in its column 'text'"),
+    ],
+)
+def test_mistakes_of_rows_are_told_with_their_line(tmp_path, header, cells, message):
+    path = csv(tmp_path, f"text,{header}", "fine", f"b,{cells}")
+    with pytest.raises(OsjaxError, match=message):
+        plan("256px", "--dataset.data-path", path)
+
+
+def test_what_the_model_cannot_draw_is_told_before_the_first_video(tmp_path, capsys):
+    path = csv(tmp_path, "text,cond_type", "a,", "b,i2v_haed")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: unknown cond_type 'i2v_haed': did you mean i2v_head?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_rows_are_drawn_in_groups_and_completed(tmp_path, capsys):
+    Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "a.png")
+    lines = ["a,,,,", "b,a.png,i2v_head,,", "c,,,1,", "d,,,,", "e,a.png,i2v_head,,", "f,,,,7"]
+    path = csv(tmp_path, "text,ref,cond_type,num_frames,seed", *lines)
+    words = ["--dataset.data_path", path, "--batch_size", "2"]
+    assert make(tmp_path, *words) == 0
+    out = tmp_path / "out"
+    made = [Path(line).relative_to(out).as_posix() for line in capsys.readouterr().out.split()]
+    folders = {".mp4": "video_32x16", ".png": "image_32x16"}
+    names = ("rows_0000.mp4", "rows_0003.mp4", "rows_0001.mp4", "rows_0004.mp4", "rows_0002.png", "rows_0005.mp4")
+    assert made == [f"{folders[name[-4:]]}/{name}" for name in names]
+    told = [provenance.read(out / name) for name in made]
+    assert [(each.batch_size, each.batch_index) for each in told] == [(2, 0), (2, 1), (2, 0), (2, 1), (1, 0), (1, 0)]
+    assert [each.request["cond_type"] for each in told] == ["t2v"] * 2 + ["i2v_head"] * 2 + ["t2v"] * 2
+    assert told[5].request["seed"] == told[5].seed == 7
+
+    (out / made[1]).unlink()
+    before = times(out / "video_32x16")
+    assert make(tmp_path, *words) == 0
+    assert provenance.read(out / made[1]).frames_sha256 == told[1].frames_sha256, "its group is what it was"
+    assert before.items() <= times(out / "video_32x16").items()
 
 
 def test_the_folder_says_what_and_how_big(tmp_path):
