@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,14 @@ def explaining_memory() -> Iterator[None]:
             "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
             "--batch_size, or more devices with --mesh seq=N"
         ) from error
+
+
+class Texts(NamedTuple):
+    """What requests that are drawn together say, encoded: prompts and negative prompts; seconds that it took."""
+
+    prompt: Text
+    negative: Text
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +148,11 @@ class Pipeline:
         return self.run([request])[0]
 
     @explaining_memory()
-    def run(self, requests: Sequence[Request]) -> list[Video]:
+    def run(self, requests: Sequence[Request], texts: Texts | None = None) -> list[Video]:
         """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
         rounding: the same request at the same place among as many repeats it bit for bit.
 
+        texts: of these requests, if they are encoded already (`osjax.embedding.encode_all`).
         Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
         step), or a device's memory is full; ValueError if the requests do not go together.
         """
@@ -153,19 +162,17 @@ class Pipeline:
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape) for request in requests]
-        prompts = [_prompt_used(request) for request in requests]
-        with _timed(seconds, "text"):
-            text = self.encode_text(prompts)
-            negative = self.encode_text([request.negative_prompt for request in requests])
+        texts = texts or self._encode_texts(requests)
+        seconds["text"] = texts.seconds
         with _timed(seconds, "references"):
             references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
         with _timed(seconds, "denoise"):
-            z_bthwc, passes = self.draw_latents(requests, shape, text, negative, references)
+            z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)
         with _timed(seconds, "decode"):
             frames_bthwc = self.decode(z_bthwc)[:, shape.kept]
         return [
-            Video(frames, request.fps, self._provenance(requests, index, prompt, frames, passes, seconds))
-            for index, (request, prompt, frames) in enumerate(zip(requests, prompts, frames_bthwc, strict=True))
+            Video(frames, request.fps, self._provenance(requests, index, frames, passes, seconds))
+            for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
         ]
 
     def shape(self, request: Request) -> Shape:
@@ -189,6 +196,12 @@ class Pipeline:
                 encoded.append(_encode(encoder, ids_bl))
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)
+
+    def _encode_texts(self, requests: Sequence[Request]) -> Texts:
+        start = time.perf_counter()
+        text = self.encode_text([prompt_used(request) for request in requests])
+        negative = self.encode_text([request.negative_prompt for request in requests])
+        return Texts(text, negative, time.perf_counter() - start)
 
     def encode_references(self, request: Request, clips: Sequence[np.ndarray]) -> list[jax.Array]:
         """Clips THWC in [-1, 1] → latents thwc, each encoded by itself: posterior mode, or a sample by the seed."""
@@ -242,7 +255,6 @@ class Pipeline:
         self,
         requests: Sequence[Request],
         index: int,
-        prompt: str,
         frames: np.ndarray,
         passes: int,
         seconds: dict[str, float],
@@ -250,7 +262,7 @@ class Pipeline:
         request = requests[index]
         return provenance.Provenance(
             prompt=request.prompt,
-            prompt_used=prompt,
+            prompt_used=prompt_used(request),
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             height=frames.shape[1],
@@ -290,7 +302,8 @@ def sampling_options(request: Request) -> SamplingOptions:
     return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
 
 
-def _prompt_used(request: Request) -> str:
+def prompt_used(request: Request) -> str:
+    """The prompt as the model is to see it: refined, with frame rate and motion score."""
     prompt = request.refined_prompt or request.prompt
     return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,7 +144,7 @@ def run(plan: Plan) -> None:
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
-    _draw(refined(plan, pipeline), pipeline)
+    draw(refined(plan, pipeline), pipeline)
 
 
 def refined(plan: Plan, pipeline: Pipeline) -> Plan:
@@ -159,24 +159,35 @@ def refined(plan: Plan, pipeline: Pipeline) -> Plan:
     return dataclasses.replace(plan, jobs=jobs)
 
 
-def _draw(plan: Plan, pipeline: Pipeline) -> None:
-    groups = plan.groups()
-    missing = [plan.missing(group, pipeline) for group in groups]
-    total = sum(map(len, missing))
+def draw(plan: Plan, pipeline: Pipeline) -> None:
+    """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError."""
+    from osjax.embedding import encode_all  # not above, as in `run`
+
+    groups = [(group, places) for group in plan.groups() if (places := plan.missing(group, pipeline))]
+    total = sum(len(places) for _, places in groups)
     if total < len(plan.jobs) and not plan.origin:
         _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
+    _read_references(dict.fromkeys(job for group, _ in groups for job in group), pipeline)
+    requests = [[job.request for job in group] for group, _ in groups]
     done = 0
-    for group, places in zip(groups, missing, strict=True):
-        if not places:
-            continue
+    for (group, places), together, texts in zip(groups, requests, encode_all(pipeline, requests), strict=True):
         _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
-        videos = pipeline.run([job.request for job in group])
+        videos = pipeline.run(together, texts)
         for place in places:
             path, *_ = videos[place].save(group[place].stem)
             print(path, flush=True)
             if plan.origin:
                 _compare(plan.origin, provenance.read(path))
         done += len(places)
+
+
+def _read_references(jobs: Iterable[Job], pipeline: Pipeline) -> None:
+    """Reads all references and keeps none: a file that cannot be used is told before anything is computed."""
+    from osjax.sizes import read_references  # not above, as in `run`
+
+    for job in jobs:
+        with batch.located(job.where):
+            read_references(job.request, pipeline.shape(job.request))
 
 
 def is_made(job: Job, pipeline: Pipeline) -> bool:
