@@ -26,14 +26,14 @@ from osjax import adapters, provenance
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
-from osjax.media import to_uint8
+from osjax.media import to_model, to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
-from osjax.request import Request
+from osjax.request import Request, continuation_seed
 from osjax.residency import Residency
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
-from osjax.sizes import Shape, read_references, shape_of
+from osjax.sizes import Shape, continued, read_references, shape_of
 from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
@@ -164,21 +164,38 @@ class Pipeline:
         clips = [read_references(request, shape) for request in requests]
         texts = texts or self._encode_texts(requests)
         seconds["text"] = texts.seconds
-        with _timed(seconds, "references"):
-            references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
-        with _timed(seconds, "denoise"):
-            z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)
-        with _timed(seconds, "decode"):
-            frames_bthwc = self.decode(z_bthwc)[:, shape.kept]
+        frames_bthwc, passes = self._draw(requests, shape, texts, clips, seconds)
+        shape = continued(shape, first, self.residency.config("vae"))
+        for number in range(1, first.extend + 1):
+            last = [[to_model(frames[-shape.reference_frames :])] for frames in frames_bthwc]
+            seeded = [dataclasses.replace(r, seed=continuation_seed(r.seed, number)) for r in requests]
+            new_bthwc, more = self._draw(seeded, shape, texts, last, seconds)
+            frames_bthwc, passes = np.concatenate([frames_bthwc, new_bthwc], axis=1), passes + more
         return [
             Video(frames, request.fps, self._provenance(requests, index, frames, passes, seconds))
             for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
         ]
 
-    def shape(self, request: Request) -> Shape:
-        """Sizes in pixels and latents.
+    def _draw(
+        self,
+        requests: Sequence[Request],
+        shape: Shape,
+        texts: Texts,
+        clips: Sequence[Sequence[np.ndarray]],
+        seconds: dict[str, float],
+    ) -> tuple[np.ndarray, int]:
+        """(frames [B, T, H, W, 3] that the shape keeps, forward passes of each); clips: the references, as read."""
+        with _timed(seconds, "references"):
+            references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
+        with _timed(seconds, "denoise"):
+            z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)
+        with _timed(seconds, "decode"):
+            return self.decode(z_bthwc)[:, shape.kept], passes
 
-        Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
+    def shape(self, request: Request) -> Shape:
+        """Sizes in pixels and latents, of what is drawn at once.
+
+        Raises OsjaxError as `shape_of` does.
         """
         return shape_of(request, self.residency.config("vae"), self.residency.config("mmdit").patch_size)
 
@@ -317,4 +334,4 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

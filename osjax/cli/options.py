@@ -39,6 +39,8 @@ HELP = {
         "sampling_option.height": "in pixels, with width, in place of resolution and aspect_ratio; rounded up to 16",
         "sampling_option.width": "in pixels, with height",
         "sampling_option.num_frames": "4k+1 frames, at most 129 (4k for high_compression); 1 draws an image",
+        "sampling_option.extend": "how often the video is then continued from its last 33 frames (32 for "
+        "high_compression)",
     },
     "the sampler": {
         "sampling_option.num_steps": "Euler steps",

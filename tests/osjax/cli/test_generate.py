@@ -146,6 +146,15 @@ def test_mixed_rows_are_drawn_in_groups_and_completed(tmp_path, capsys):
     assert before.items() <= times(out / "video_32x16").items()
 
 
+def test_references_that_cannot_be_used_are_told_before_the_first_video(tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no picture")
+    path = csv(tmp_path, "text,ref,cond_type", "a,,", "b,a.png,i2v_head")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: " in (told := capsys.readouterr().err)
+    assert "a.png is not a readable image" in told
+    assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
+
+
 def test_the_folder_says_what_and_how_big(tmp_path):
     def folder(*words):
         return plan("--prompt", "a", "--save_dir", tmp_path, *words).jobs[0].stem.parent.name
@@ -252,6 +261,38 @@ def test_from_repeats_the_frames(tmp_path, capsys):
         record.write_text(json.dumps(shown | change))
         assert main.main(["generate", "--from", str(record), "--save_dir", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rows_are_extended_kept_and_repeated(tmp_path, capsys):
+    path = csv(tmp_path, "text,extend", "a cat,1", "a dog,", "rain,1")
+    words = ["--dataset.data_path", path, "--batch_size", "2", "--num_frames", "37"]
+    assert make(tmp_path, *words) == 0
+    folder = tmp_path / "out" / "video_32x16"
+    names = [f"rows_000{index}.mp4" for index in range(3)]
+    assert [media.probe(folder / name).frames for name in names] == [41, 37, 41]
+    told = provenance.read(folder / names[2])
+    assert (told.num_frames, told.request["extend"], told.batch_size, told.batch_index) == (41, 1, 2, 1)
+
+    first = times(folder)
+    (folder / names[0]).unlink()
+    assert make(tmp_path, *words) == 0
+    second = times(folder)
+    assert [first[name] == second[name] for name in names] == [False, True, True]
+
+    assert main.main(["generate", "--from", str(folder / names[2]), "--save_dir", str(tmp_path / "out")]) == 0
+    assert "same frames, bit for bit" in capsys.readouterr().err
+    path.write_text("text,extend\na cat,\na dog,\nrain,\n")
+    assert make(tmp_path, *words) == 0
+    third = times(folder)
+    assert [second[name] == third[name] for name in names] == [False, True, False], "one that is longer is another"
+    assert media.probe(folder / names[0]).frames == 37
+
+
+def test_what_cannot_be_extended_is_told_before_anything_is_drawn(tmp_path, capsys):
+    path = csv(tmp_path, "text,extend,num_frames", "a,,", "b,2,33")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: num_frames is 33: to extend a video" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_takes_no_other_options(tmp_path):
