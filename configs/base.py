@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
                 "height": placeholder(int),
                 "width": placeholder(int),
                 "num_frames": 129,
+                "extend": 0,
                 "num_steps": 50,
                 "guidance": 7.5,
                 "guidance_img": 3.0,

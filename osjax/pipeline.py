@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,20 @@ from osjax import adapters, provenance
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
-from osjax.media import to_uint8
+from osjax.media import to_model, to_uint8
 from osjax.parallel.mesh import make_mesh, parse_mesh
-from osjax.request import ADVICE, Request
+from osjax.request import Request, continuation_seed
 from osjax.residency import Residency
 from osjax.sampling.denoise import Where
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
-from osjax.sizes import Shape, read_references, shape_of
+from osjax.sizes import Shape, continued, read_references, shape_of
 from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
-# What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance.
-SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})
 
 log = logging.getLogger(__name__)
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
@@ -59,6 +57,14 @@ def explaining_memory() -> Iterator[None]:
             "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
             "--batch_size, or more devices with --mesh seq=N"
         ) from error
+
+
+class Texts(NamedTuple):
+    """What requests that are drawn together say, encoded: prompts and negative prompts; seconds that it took."""
+
+    prompt: Text
+    negative: Text
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,41 +186,64 @@ class Pipeline:
         return self.run([request])[0]
 
     @explaining_memory()
-    def run(self, requests: Sequence[Request]) -> list[Video]:
+    def run(self, requests: Sequence[Request], texts: Texts | None = None) -> list[Video]:
         """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
         rounding: the same request at the same place among as many repeats it bit for bit.
 
+        texts: of these requests, if they are encoded already (`osjax.embedding.encode_all`).
         Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
         step), or a device's memory is full; ValueError if the requests do not go together.
         """
         first = requests[0]
-        if any(_shared(request) != _shared(first) for request in requests):
+        if any(request.shared() != first.shared() for request in requests):
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape) for request in requests]
-        prompts = [_prompt_used(request, self.roles) for request in requests]
-        with _timed(seconds, "text"):
-            text = self.encode_text(prompts)
-            negative = self.encode_text([request.negative_prompt for request in requests])
+        texts = texts or self._encode_texts(requests)
+        seconds["text"] = texts.seconds
+        frames_bthwc, passes = self._draw(requests, shape, texts, clips, seconds)
+        shape = continued(shape, first, self.residency.config(self.roles.vae))
+        for number in range(1, first.extend + 1):
+            last = [[to_model(frames[-shape.reference_frames :])] for frames in frames_bthwc]
+            seeded = [dataclasses.replace(r, seed=continuation_seed(r.seed, number)) for r in requests]
+            new_bthwc, more = self._draw(seeded, shape, texts, last, seconds)
+            frames_bthwc, passes = np.concatenate([frames_bthwc, new_bthwc], axis=1), passes + more
+        return [
+            Video(frames, request.fps, self._provenance(requests, index, frames, passes, seconds))
+            for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
+        ]
+
+    def _draw(
+        self,
+        requests: Sequence[Request],
+        shape: Shape,
+        texts: Texts,
+        clips: Sequence[Sequence[np.ndarray]],
+        seconds: dict[str, float],
+    ) -> tuple[np.ndarray, int]:
+        """(frames [B, T, H, W, 3] that the shape keeps, forward passes of each); clips: the references, as read."""
         with _timed(seconds, "references"):
             references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
         with _timed(seconds, "denoise"):
-            z_bthwc, passes = self.draw_latents(requests, shape, text, negative, references)
+            z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)
         with _timed(seconds, "decode"):
-            frames_bthwc = self.decode(z_bthwc)[:, shape.kept]
-        return [
-            Video(frames, request.fps, self._provenance(requests, index, prompt, frames, passes, seconds))
-            for index, (request, prompt, frames) in enumerate(zip(requests, prompts, frames_bthwc, strict=True))
-        ]
+            return self.decode(z_bthwc)[:, shape.kept], passes
 
     def shape(self, request: Request) -> Shape:
-        """Sizes in pixels and latents.
+        """Sizes in pixels and latents, of what is drawn at once.
 
-        Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
+        Raises OsjaxError as `shape_of` does.
         """
         vae, mmdit = self.residency.config(self.roles.vae), self.residency.config(self.roles.mmdit)
         return shape_of(request, vae, mmdit.patch_size)
+
+    def prompt_used(self, request: Request) -> str:
+        """The prompt as the model is to see it: refined, and for a video with frame rate and motion score."""
+        prompt = request.refined_prompt or request.prompt
+        if not self.roles.told_motion:
+            return prompt
+        return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -230,6 +259,12 @@ class Pipeline:
                 encoded.append(_encode(encoder, ids_bl))
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)
+
+    def _encode_texts(self, requests: Sequence[Request]) -> Texts:
+        start = time.perf_counter()
+        text = self.encode_text([self.prompt_used(request) for request in requests])
+        negative = self.encode_text([request.negative_prompt for request in requests])
+        return Texts(text, negative, time.perf_counter() - start)
 
     def encode_references(self, request: Request, clips: Sequence[np.ndarray]) -> list[jax.Array]:
         """Clips THWC in [-1, 1] → latents thwc, each encoded by itself: posterior mode, or a sample by the seed."""
@@ -283,7 +318,6 @@ class Pipeline:
         self,
         requests: Sequence[Request],
         index: int,
-        prompt: str,
         frames: np.ndarray,
         passes: int,
         seconds: dict[str, float],
@@ -291,7 +325,7 @@ class Pipeline:
         request = requests[index]
         return provenance.Provenance(
             prompt=request.prompt,
-            prompt_used=prompt,
+            prompt_used=self.prompt_used(request),
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             height=frames.shape[1],
@@ -331,17 +365,6 @@ def sampling_options(request: Request) -> SamplingOptions:
     return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
 
 
-def _prompt_used(request: Request, roles: Roles) -> str:
-    prompt = request.refined_prompt or request.prompt
-    if not roles.told_motion:
-        return prompt
-    return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
-
-
-def _shared(request: Request) -> dict[str, object]:
-    return {name: value for name, value in dataclasses.asdict(request).items() if name not in SINGULAR}
-
-
 def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
@@ -351,4 +374,4 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

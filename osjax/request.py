@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from osjax.errors import OsjaxError
 MAX_FRAMES = 129
 MAX_SEED = 2**32 - 1  # JAX keys with 32-bit integers; a larger seed would silently equal a smaller one
 ADVICE = frozenset({"refined_prompt", "dynamic_score", "refined_by"})  # options that a language model fills in
+SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})  # see `shared`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Request:
 
     refs: paths of reference images (i2v kinds) or clips (v2v kinds), as many as `cond_type` needs.
     resolution and aspect_ratio choose the size; if resolution is None, height and width in pixels do.
+    num_frames: of what is drawn at once; extend: how often the video is then continued from its last frames (33, or 32
+    of an autoencoder that is not causal), each time by as many as num_frames has more.
     guidance, guidance_img: classifier-free scales for the text and the reference; fps: of the file and in the prompt.
     motion_score: a number told to the model, from "1" for little motion to "7" for much.
     refined_prompt, dynamic_score: what the language model `refined_by` made of the prompt, told to the video's model in
@@ -39,6 +43,7 @@ class Request:
     height: int | None = None
     width: int | None = None
     num_frames: int = MAX_FRAMES
+    extend: int = 0
     num_steps: int = 50
     guidance: float = 7.5
     guidance_img: float = 3.0
@@ -78,6 +83,8 @@ class Request:
             raise OsjaxError(
                 f"num_frames is {self.num_frames}: give 4k+1 frames from 1 to {MAX_FRAMES}, 4k for high compression"
             )
+        if self.extend < 0:
+            raise OsjaxError(f"extend is {self.extend}: give how often the video is continued, 0 for not at all")
         if self.num_steps < 1:
             raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
         if not 1 <= self.fps <= 240:
@@ -91,6 +98,19 @@ class Request:
         if self.resolution is not None and self.aspect_ratio is None:
             raise OsjaxError("a resolution alone gives no size: add an aspect_ratio such as 16:9")
 
+    def shared(self) -> tuple[Any, ...]:
+        """What must be equal among requests that are drawn together: all that decides shapes, schedule and guidance."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in SINGULAR]
+        return tuple(getattr(self, name) for name in names)
+
     def recorded(self) -> dict[str, Any]:
         """Every option by name, as a file that holds them in JSON gives them back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def continuation_seed(seed: int, number: int) -> int:
+    """The seed of a video's continuation `number`, from 1: the first four bytes of SHA-256 of "SEED/NUMBER".
+
+    Neither the video's own noise comes again, nor that of its next sample, whose seed is one more.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

@@ -84,6 +84,7 @@ class Residency:
         self.dtype = dtype
         self._offload = offload
         self._modules: dict[str, nnx.Module] = dict(modules or {})
+        self._held: set[str] = set()
         self._adapters: tuple[tuple[Adapter, float], ...] = ()
 
     @property
@@ -108,13 +109,21 @@ class Residency:
 
     @contextlib.contextmanager
     def on_device(self, name: str) -> Iterator[Any]:
-        """The model `name`, its parameters on the mesh. With offload they are gone from the devices afterwards."""
+        """The model `name`, its parameters on the mesh. With offload they are gone from the devices afterwards.
+
+        Inside another such block of the same model it is there already, and stays until that one ends.
+        """
+        if name in self._held:
+            yield self._modules[name]
+            return
         module = self._modules.get(name)
         module = self._load(name) if module is None else jax.device_put(module, self._sharding)
         self._modules[name] = module
+        self._held.add(name)
         try:
             yield module
         finally:
+            self._held.remove(name)
             if self._offload:
                 self._modules[name] = jax.tree.map(np.asarray, module)
 

@@ -75,6 +75,14 @@ def test_a_playable_video(bundle, refs, tmp_path, cond_type, given, frames, pass
     assert path.with_suffix(".txt").read_text() == "waves. 24 FPS. 4 motion score."
 
 
+def test_a_long_video(bundle, refs, tmp_path):
+    words = ["--cond_type", "v2v_head", "--ref", str(refs / "clip.mp4"), "--num_frames", "37", "--extend", "2"]
+    (path,) = generate(bundle, tmp_path, "--prompt", "waves", *words)
+    assert measured(path) == (45, 32, 48, 24.0)
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert (told["num_frames"], told["request"]["extend"], told["forward_passes"]) == (45, 2, 3 * (12 * 3 - 2))
+
+
 def test_a_csv_of_three_rows(bundle, refs, tmp_path):
     table = tmp_path / "prompts.csv"
     with table.open("w", newline="", encoding="utf-8-sig") as file:

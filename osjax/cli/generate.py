@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +44,34 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One video to make. stem: the path of its files without their endings."""
+    """One video to make.
+
+    stem: the path of its files without their endings; where: the line of a CSV that asks for it, or ''; refinement:
+    what a language model is asked first.
+    """
 
     request: Request
     stem: Path
+    where: str = ""
+    refinement: Refinement | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A whole command. origin: the provenance that `--from` repeats; refinement: what a language model is asked;
-    illustration: the pictures that videos start from, if they are to be drawn first."""
+    """A whole command. origin: the provenance that `--from` repeats; illustration: the pictures that videos start from,
+    if they are to be drawn first."""
 
     model: Model
     jobs: Sequence[Job]
     batch_size: int
     origin: provenance.Provenance | None = None
-    refinement: Refinement | None = None
     illustration: Illustration | None = None
+
+    def groups(self) -> list[list[Job]]:
+        """The jobs that are drawn together; however many of them are made already, because the last bits of a video
+        depend on the size of its group."""
+        places = batch.group([job.request.shared() for job in self.jobs], self.batch_size)
+        return [[self.jobs[place] for place in group] for group in places]
 
     def missing(self, group: Sequence[Job], pipeline: Pipeline) -> list[int]:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
@@ -80,15 +91,14 @@ def plan(config: ConfigDict) -> Plan:
     """The jobs of a prompt or a CSV, all checked before the first is made. Raises OsjaxError."""
     if config.batch_size < 1 or config.num_sample < 1:
         raise OsjaxError("batch_size and num_sample count videos: give numbers above 0")
-    rows, name = _rows(config)
+    columns = options.Columns()
+    rows, name = _rows(config, columns)
     rows = batch.select(rows, config.start_index, config.end_index)
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
-    folder = Path(config.save_dir) / _folder(config.sampling_option)
-    jobs = [Job(_request(config, output), folder / output.name) for output in outputs]
+    jobs = [_job(config, columns, output) for output in outputs]
     lora = parse_lora(config.lora or "")
     model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
-    refinement, illustration = read_refinement(config), read_illustration(config)
-    return Plan(model, jobs, config.batch_size, refinement=refinement, illustration=illustration)
+    return Plan(model, jobs, config.batch_size, illustration=read_illustration(config))
 
 
 def plan_repeat(read: options.Options) -> Plan:
@@ -135,54 +145,71 @@ def run(plan: Plan) -> None:
         parts = [(pictures, pipeline.of_images()), (videos, pipeline)]
     for part, artist in parts:
         for job in part.jobs:
-            artist.shape(job.request)  # what cannot be drawn is told before a folder is made
+            with batch.located(job.where):
+                artist.shape(job.request)  # what cannot be drawn is told before a folder is made
     for folder in {job.stem.parent for part, _ in parts for job in part.jobs}:
         if not os.access(make_folder(folder), os.W_OK):
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
     for part, artist in parts:
-        _draw(_refined(part, part.refinement, artist) if part.refinement else part, artist)
+        draw(refined(part, artist), artist)
 
 
 def _illustrated(plan: Plan, illustration: Illustration, pipeline: Pipeline) -> tuple[Plan, Plan]:
     """(the pictures to draw first, the videos that start from them)."""
-    stems = [picture_stem(job.stem) for job in plan.jobs]
-    pictures = [picture_of(job.request, illustration, pipeline) for job in plan.jobs]
-    videos = started_from([job.request for job in plan.jobs], stems)
-    refinement = plan.refinement and without_score(plan.refinement)
-    return (
-        dataclasses.replace(plan, jobs=list(map(Job, pictures, stems)), refinement=refinement),
-        dataclasses.replace(plan, jobs=list(map(Job, videos, [job.stem for job in plan.jobs]))),
-    )
+    pictures, videos = [], []
+    for job in plan.jobs:
+        with batch.located(job.where):
+            picture = picture_of(job.request, illustration, pipeline)
+        stem = picture_stem(job.stem)
+        asked = job.refinement and without_score(job.refinement)
+        pictures.append(dataclasses.replace(job, request=picture, stem=stem, refinement=asked))
+        videos.append(dataclasses.replace(job, request=started_from(job.request, stem)))
+    return dataclasses.replace(plan, jobs=pictures), dataclasses.replace(plan, jobs=videos)
 
 
-def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
-    earlier = [found and found.request for found in map(_found, plan.jobs)]
-    requests = refine([job.request for job in plan.jobs], earlier, refinement, pipeline)
-    jobs = [dataclasses.replace(job, request=request) for job, request in zip(plan.jobs, requests, strict=True)]
+def refined(plan: Plan, pipeline: Pipeline) -> Plan:
+    """The plan with what a language model makes of the prompts whose jobs want it. Raises OsjaxError as `refine`."""
+    jobs = list(plan.jobs)
+    for refinement in dict.fromkeys(job.refinement for job in jobs if job.refinement):
+        places = [place for place, job in enumerate(jobs) if job.refinement == refinement]
+        earlier = [found and found.request for found in (_found(jobs[place]) for place in places)]
+        requests = refine([jobs[place].request for place in places], earlier, refinement, pipeline)
+        for place, request in zip(places, requests, strict=True):
+            jobs[place] = dataclasses.replace(jobs[place], request=request)
     return dataclasses.replace(plan, jobs=jobs)
 
 
-def _draw(plan: Plan, pipeline: Pipeline) -> None:
-    # Groups stay as they are, however many of their videos are made already: the last bits depend on a group's size.
-    groups = [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
-    missing = [plan.missing(group, pipeline) for group in groups]
-    total = sum(map(len, missing))
+def draw(plan: Plan, pipeline: Pipeline) -> None:
+    """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError."""
+    from osjax.embedding import encode_all  # not above, as in `run`
+
+    groups = [(group, places) for group in plan.groups() if (places := plan.missing(group, pipeline))]
+    total = sum(len(places) for _, places in groups)
     if total < len(plan.jobs) and not plan.origin:
         _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
+    _read_references(dict.fromkeys(job for group, _ in groups for job in group), pipeline)
+    requests = [[job.request for job in group] for group, _ in groups]
     done = 0
-    for group, places in zip(groups, missing, strict=True):
-        if not places:
-            continue
+    for (group, places), together, texts in zip(groups, requests, encode_all(pipeline, requests), strict=True):
         _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
-        videos = pipeline.run([job.request for job in group])
+        videos = pipeline.run(together, texts)
         for place in places:
             path, *_ = videos[place].save(group[place].stem)
             print(path, flush=True)
             if plan.origin:
                 _compare(plan.origin, provenance.read(path))
         done += len(places)
+
+
+def _read_references(jobs: Iterable[Job], pipeline: Pipeline) -> None:
+    """Reads all references and keeps none: a file that cannot be used is told before anything is computed."""
+    from osjax.sizes import read_references  # not above, as in `run`
+
+    for job in jobs:
+        with batch.located(job.where):
+            read_references(job.request, pipeline.shape(job.request))
 
 
 def is_made(job: Job, pipeline: Pipeline) -> bool:
@@ -228,13 +255,13 @@ def _digests(loras: Sequence[provenance.UsedLoRA]) -> list[tuple[str, float]]:
     return [(each.sha256, each.weight) for each in loras]
 
 
-def _rows(config: ConfigDict) -> tuple[list[batch.Row], str]:
+def _rows(config: ConfigDict, columns: options.Columns) -> tuple[list[batch.Row], str]:
     """The rows to make and the name of their outputs where they have none of their own."""
     path = config.dataset.data_path
     if path is not None and (config.prompt is not None or config.ref is not None):
         raise OsjaxError("--dataset.data_path brings its own prompts and references: leave out --prompt and --ref")
     if path is not None:
-        return batch.read_csv(path), Path(path).stem
+        return batch.read_csv(path, columns.spellings, columns.refused), Path(path).stem
     if config.prompt is None:
         raise OsjaxError("nothing to make: give --prompt, or a CSV of prompts by --dataset.data_path")
     return [batch.Row(0, config.prompt, batch.split_refs(config.ref or ""))], "prompt"
@@ -244,6 +271,14 @@ def _folder(sampling: ConfigDict) -> str:
     """`video_256px`, `image_768px`, `video_64x96`."""
     kind = "image" if sampling.num_frames == 1 else "video"
     return f"{kind}_{sampling.resolution or f'{sampling.width}x{sampling.height}'}"
+
+
+def _job(config: ConfigDict, columns: options.Columns, output: batch.Output) -> Job:
+    with batch.located(output.row.where):
+        config = columns.configure(config, output.row.options)
+        request = _request(config, output)
+    stem = Path(config.save_dir) / _folder(config.sampling_option) / output.name
+    return Job(request, stem, output.row.where, read_refinement(config))
 
 
 def _request(config: ConfigDict, output: batch.Output) -> Request:

@@ -6,7 +6,6 @@ As upstream does it, the picture has the video's ratio at a resolution of its ow
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,9 +71,6 @@ def picture_stem(stem: Path) -> Path:
     return stem.parent / FOLDER / stem.name
 
 
-def started_from(requests: Sequence[Request], stems: Sequence[Path]) -> list[Request]:
-    """The requests of videos that start from the pictures at these places."""
-    return [
-        dataclasses.replace(request, cond_type=COND_TYPE, refs=(str(provenance.result_path(stem, 1)),))
-        for request, stem in zip(requests, stems, strict=True)
-    ]
+def started_from(request: Request, stem: Path) -> Request:
+    """The request of a video that starts from the picture at that place."""
+    return dataclasses.replace(request, cond_type=COND_TYPE, refs=(str(provenance.result_path(stem, 1)),))

@@ -5,9 +5,11 @@ A key is a field of `configs/base.py`; values take the field's type.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,7 +22,8 @@ HELP = {
     "what to make": {
         "prompt": "what the video shows",
         "negative_prompt": "what it should not show, in place of the empty prompt",
-        "dataset.data_path": "CSV file with a column `text`, and if wanted `ref` (two are parted by ;) and `name`",
+        "dataset.data_path": "CSV file with a column `text`, and if wanted `ref` (two are parted by ;), `name`, "
+        "and options of a video",
         "ref": "path of the reference image or clip; two are parted by ;",
         "cond_type": "what the reference is: i2v_head, i2v_tail, i2v_loop, v2v_head, v2v_tail, v2v_head_easy, "
         "v2v_tail_easy; t2v for none",
@@ -39,6 +42,8 @@ HELP = {
         "sampling_option.height": "in pixels, with width, in place of resolution and aspect_ratio; rounded up to 16",
         "sampling_option.width": "in pixels, with height",
         "sampling_option.num_frames": "4k+1 frames, at most 129 (4k for high_compression); 1 draws an image",
+        "sampling_option.extend": "how often the video is then continued from its last 33 frames (32 for "
+        "high_compression)",
     },
     "the sampler": {
         "sampling_option.num_steps": "Euler steps",
@@ -80,6 +85,11 @@ _BY_NAME = frozenset({"sampling_option.resolution", "sampling_option.aspect_rati
 _BY_PIXELS = frozenset({"sampling_option.height", "sampling_option.width"})
 _WHOLE = "refine."  # the section whose names say too little alone
 
+# What each row of a CSV may say for itself, with all of its section `sampling_option`; the rest is said once.
+_OF_A_VIDEO = frozenset(
+    {"negative_prompt", "cond_type", "motion_score", "refine_prompt", "seed", "fps_save", "sample_posterior"}
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -104,13 +114,51 @@ def read(argv: Sequence[str]) -> Options:
     given = fields.read(_parser(fields), rest)
     repeat = given.pop("from", None)
     config = load_config(name or ("256px" if given.get("ckpt_path") else "tiny"))
+    _change(config, given)
+    return Options(config, frozenset(given), repeat)
+
+
+class Columns:
+    """The options as columns of a CSV. spellings, refused: as `osjax.batch.read_csv` takes them."""
+
+    def __init__(self) -> None:
+        self._fields = _fields(base.get_config())
+        names = self._fields.spellings()
+        self.spellings = {name: key for name, key in names.items() if _is_of_a_video(key)}
+        self.refused = {name: _why_refused(key) for name, key in names.items() if name not in self.spellings}
+        del self.refused["ref"]  # which is a column of its own
+
+    def configure(self, config: ConfigDict, words: Mapping[str, str]) -> ConfigDict:
+        """What a configuration is for a row with these words by key; of seeds the row's own comes first.
+
+        Raises OsjaxError for a value of the wrong type, or a size that is given twice.
+        """
+        given = {key: self._fields.parse(key, word) for key, word in words.items()}
+        if "seed" in given:
+            given.setdefault("sampling_option.seed", None)
+        config = copy.deepcopy(config)
+        _change(config, given)
+        return config
+
+
+def _is_of_a_video(key: str) -> bool:
+    return key.startswith("sampling_option.") or key in _OF_A_VIDEO
+
+
+def _why_refused(key: str) -> str:
+    if key == "prompt":
+        return "the prompts of a CSV stand in its column 'text': leave this one out"
+    return f"this is an option of the whole command: leave it out, and give --{key}"
+
+
+def _change(config: ConfigDict, given: Mapping[str, Any]) -> None:
+    """Puts values by full key into a configuration; a size told in one way takes the place of one told in the other."""
     for ours, other in ((_BY_NAME, _BY_PIXELS), (_BY_PIXELS, _BY_NAME)):
         if ours & given.keys():
             if other & given.keys():
                 raise OsjaxError("the size is given twice: give resolution and aspect_ratio, or height and width")
             config.update_from_flattened_dict(dict.fromkeys(other))
-    config.update_from_flattened_dict(given)
-    return Options(config, frozenset(given), repeat)
+    config.update_from_flattened_dict(dict(given))
 
 
 def load_config(name: str) -> ConfigDict:

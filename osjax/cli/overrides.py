@@ -81,10 +81,20 @@ class Fields:
         name = key.rpartition(".")[2]
         return key if self._fields[key].whole or self._last_names.count(name) > 1 else name
 
+    def spellings(self) -> dict[str, str]:
+        """Every way to name a key, but for dashes, and the key."""
+        return {name: key for key in self._fields for name in (key, self.short(key))}
+
+    def parse(self, key: str, word: str) -> Any:
+        """The value of `key` that a word gives, as on a command line. Raises OsjaxError for one of another type."""
+        try:
+            return self._fields[key].parse(word)
+        except argparse.ArgumentTypeError as error:
+            raise OsjaxError(f"{self.short(key)}: {error}") from error
+
     def nearest(self, key: str) -> str:
         """The known key, long or short, that is most like `key`."""
-        known = sorted({name for full in self._fields for name in (full, self.short(full))})
-        return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        return difflib.get_close_matches(key, sorted(self.spellings()), n=1, cutoff=0.0)[0]
 
     def _add(self, options: argparse._ActionsContainer, key: str, help: str) -> None:
         field = self._fields[key]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osjax.batch import Output, Row, plan_outputs, read_csv, resolve, select, split_refs
+from osjax.batch import Output, Row, group, plan_outputs, read_csv, resolve, select, split_refs
 from osjax.errors import OsjaxError
 
 # All that UTF-8 can hold. Python's csv cannot write NUL in every version.
@@ -69,6 +69,35 @@ def test_other_columns_are_ignored_with_one_warning(tmp_path, caplog):
     assert "ignoring the columns path, num_frames (known: text, ref, name)" in record.getMessage()
 
 
+OPTIONS = {"num_steps": "a.num_steps", "a.num_steps": "a.num_steps", "seed": "seed"}
+REFUSED = {"mesh": "say it once"}
+
+
+def test_further_columns_in_every_spelling(tmp_path, caplog):
+    content = "text, num-steps ,Seed,Num_step\na, 3 ,,\nb,,7,9\n"
+    with caplog.at_level(logging.WARNING):
+        rows = read_csv(write(tmp_path / "a.csv", content), OPTIONS, REFUSED)
+    assert [dict(row.options) for row in rows] == [{"a.num_steps": "3"}, {}]
+    assert [row.where for row in rows] == [f"{tmp_path}/a.csv, line {line}" for line in (2, 3)]
+    (record,) = caplog.records
+    told = "Seed (did you mean seed?), Num_step (did you mean num_steps?) (known: text, ref, name, options of a video)"
+    assert record.getMessage().endswith(f"ignoring the columns {told}")
+    (row,) = read_csv(write(tmp_path / "a.csv", "a.num-steps,text\n5,a\n"), OPTIONS)
+    assert row.options == {"a.num_steps": "5"}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("text,mesh", "line 1: column 'mesh': say it once"),
+        ("text,num_steps,a.num-steps", "several columns 'a.num_steps'"),
+    ],
+)
+def test_columns_that_cannot_be_there(tmp_path, header, message):
+    with pytest.raises(OsjaxError, match=message):
+        read_csv(write(tmp_path / "a.csv", f"{header}\na\n"), OPTIONS, REFUSED)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -124,7 +153,7 @@ def test_a_reference_that_no_file_can_be_named(tmp_path):
     """What the file system would refuse as a name is a missing reference like any other."""
     for name in ("x" * 5000, "nul\0"):
         assert resolve(name, tmp_path) == name
-        with pytest.raises(OsjaxError, match="row 0: no such reference"):
+        with pytest.raises(OsjaxError, match="no such reference"):
             plan_outputs([Row(0, "a", (name,))], fallback="p")
 
 
@@ -187,5 +216,23 @@ def test_outputs_that_would_overwrite_each_other_are_refused():
 def test_a_missing_reference_is_told_before_anything_is_made(tmp_path):
     (tmp_path / "a.png").touch()
     plan_outputs([Row(0, "a", (str(tmp_path / "a.png"),))], fallback="p")
-    with pytest.raises(OsjaxError, match=r"row 1: no such reference: .*b\.png"):
-        plan_outputs([Row(0, "a"), Row(1, "b", (str(tmp_path / "b.png"),))], fallback="p")
+    with pytest.raises(OsjaxError, match=r"rows, line 3: no such reference: .*b\.png"):
+        plan_outputs([Row(0, "a"), Row(1, "b", (str(tmp_path / "b.png"),), where="rows, line 3")], fallback="p")
+
+
+@given(keys=st.lists(st.sampled_from("abc"), max_size=20), size=st.integers(1, 4))
+def test_groups_hold_every_place_once_and_in_order(keys, size):
+    groups = group(keys, size)
+    assert sorted(place for places in groups for place in places) == list(range(len(keys)))
+    assert [places[0] for places in groups] == sorted(places[0] for places in groups)
+    assert all(places == sorted(places) and len({keys[place] for place in places}) == 1 for places in groups)
+    for key in set(keys):
+        lengths = [len(places) for places in groups if keys[places[0]] == key]
+        assert all(length == size for length in lengths[:-1])
+        assert 1 <= lengths[-1] <= size
+
+
+def test_equal_keys_are_grouped_as_they_come():
+    assert group("aaaaa", 2) == [[0, 1], [2, 3], [4]]
+    assert group("abab", 2) == [[0, 2], [1, 3]]
+    assert group("", 2) == []

@@ -127,6 +127,7 @@ def test_requests_of_different_shapes_do_not_go_together(pipeline):
         ({"resolution": "256px", "aspect_ratio": "7:5"}, "no aspect ratio"),
         ({"resolution": "huge", "aspect_ratio": "1:1"}, "unknown resolution"),
         ({"height": 0}, "is empty"),
+        ({"extend": 1}, "ask for more than 33"),
         ({"guidance": 1e38}, "not finite.*: nothing was saved"),
     ],
 )
@@ -165,6 +166,7 @@ def test_a_request_takes_what_the_bundle_asks_for_and_what_is_said():
         {"seed": 2**32},
         {"num_frames": 6},
         {"num_frames": 133},
+        {"extend": -1},
         {"num_steps": 0},
         {"fps": 0},
         {"motion_score": "dynamic"},

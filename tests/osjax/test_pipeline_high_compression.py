@@ -97,6 +97,15 @@ def test_references(pipeline, refs, cond_type, given, frames, kept):
     assert video.provenance.num_frames == kept
 
 
+def test_a_video_that_goes_on(pipeline, refs):
+    """Its last 32 frames are given, as v2v_head has them here."""
+    options = {"cond_type": "i2v_head", "refs": (str(refs / "picture.png"),), "num_frames": 44}
+    video = pipeline(request(extend=1, **options))
+    assert video.frames.shape == (41 + 12, 32, 64, 3)
+    assert video.provenance.num_frames == 53
+    np.testing.assert_array_equal(video.frames[:41], pipeline(request(**options)).frames)
+
+
 @pytest.mark.parametrize(
     ("frames", "message"),
     [

@@ -7,7 +7,7 @@ from osjax.errors import OsjaxError
 from osjax.models.dc_ae import DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.request import Request
-from osjax.sizes import read_references, shape_of
+from osjax.sizes import continued, read_references, shape_of
 
 HUNYUAN = HunyuanVAEConfig()
 DC_AE = DCAEConfig(use_spatial_tiling=True, use_temporal_tiling=True)
@@ -37,6 +37,40 @@ def test_what_is_not_causal_loses_the_frames_around_a_picture(kind, refs, frames
 def test_lengths_that_a_model_does_not_have(vae, frames):
     with pytest.raises(OsjaxError, match=str(frames)):
         shape_of(Request(prompt="a", num_frames=frames), vae, 1)
+
+
+@pytest.mark.parametrize(
+    ("vae", "frames", "kind", "refs", "kept", "given"),
+    [
+        (HUNYUAN, 129, "t2v", (), range(129), 33),
+        (HUNYUAN, 37, "v2v_head", ("a.mp4",), range(37), 33),
+        (DC_AE, 128, "i2v_head", ("a.png",), range(3, 128), 32),
+    ],
+)
+def test_a_continuation_is_as_long_and_keeps_what_is_new(vae, frames, kind, refs, kept, given):
+    request = Request(prompt="a", num_frames=frames, cond_type=kind, refs=refs, extend=3)
+    shape = shape_of(request, vae, 1)
+    further = continued(shape, request, vae)
+    assert range(frames)[shape.kept] == kept
+    assert (further.grid, further.size, further.reference_frames) == (shape.grid, shape.size, given)
+    assert (further.kind.name, range(frames)[further.kept]) == ("v2v_head", range(given, frames))
+
+
+@pytest.mark.parametrize(
+    ("vae", "options", "message"),
+    [
+        (HUNYUAN, {"num_frames": 1}, "an image cannot be extended: leave out --extend"),
+        (HUNYUAN, {"num_frames": 33}, "num_frames is 33: .* ask for more than 33"),
+        (DC_AE, {"num_frames": 32}, "num_frames is 32: .* ask for more than 32"),
+        *(
+            (HUNYUAN, {"cond_type": kind, "refs": ("a",)}, f"{kind} gives how the video ends")
+            for kind in ("i2v_tail", "i2v_loop", "v2v_tail", "v2v_tail_easy")
+        ),
+    ],
+)
+def test_what_cannot_be_extended(vae, options, message):
+    with pytest.raises(OsjaxError, match=message):
+        shape_of(Request(prompt="a", extend=1, **options), vae, 1)
 
 
 def test_references_are_read_in_the_requests_size_and_a_single_frame_takes_none(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,97 @@ def test_a_csv_becomes_requests(tmp_path):
     assert stems(tmp_path, made.jobs) == ["video_96px/both", "video_96px/rows_0002"]
     assert [len(job.request.refs) for job in made.jobs] == [2, 1]
     assert [job.request.prompt for job in made.jobs] == ["two", "three"]
+
+
+def test_rows_set_options_of_their_own(tmp_path):
+    (tmp_path / "a.png").touch()
+    path = csv(
+        tmp_path,
+        "text,ref,num-frames,seed,cond_type,motion_score,sampling_option.num_steps,guidance,resolution,text_osci,fps-save",
+        "one,,,,,,,,,,",
+        "two,a.png,9,7,i2v_head,6.5,3,2,256px,False,12",
+        "three,,1,,,,,,,,",
+    )
+    words = ["256px", "--save_dir", tmp_path, "--resolution", "768px", "--negative_prompt", "blur"]
+    made = plan(*words, "--dataset.data-path", path, "--sampling_option.seed", 5, "--num_sample", 2)
+    assert stems(tmp_path, made.jobs[::2]) == [
+        f"{folder}/rows_000{index}" for index, folder in enumerate(("video_768px", "video_256px", "image_768px"))
+    ]
+    one, _, two, again, three, _ = [job.request for job in made.jobs]
+    assert one == plan(*words, "--prompt", "one", "--seed", 5).jobs[0].request
+    assert (two.num_frames, two.seed, two.cond_type, two.motion_score) == (9, 7, "i2v_head", "6.5")
+    assert (two.num_steps, two.guidance, two.resolution, two.text_osci, two.fps) == (3, 2.0, "256px", False, 12)
+    assert (two.negative_prompt, again.seed) == ("blur", 8)
+    assert (three.num_frames, three.seed) == (1, 5)
+
+
+def test_a_row_tells_its_size_in_either_way(tmp_path):
+    path = csv(tmp_path, "text,resolution,height,width", "a,,,", "b,,32,64", "c,256px,,")
+    sizes = [
+        (job.request.resolution, job.request.aspect_ratio, job.request.height, job.request.width)
+        for job in plan("768px", "--dataset.data-path", path).jobs
+    ]
+    assert sizes == [("768px", "16:9", None, None), (None, None, 32, 64), ("256px", "16:9", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "message"),
+    [
+        ("num_frames", "many", "rows.csv, line 3: num_frames: 'many' is not a whole number"),
+        ("num_frames", "6", "rows.csv, line 3: num_frames is 6"),
+        ("guidance", "nan", "line 3: guidance: 'nan' is not a finite number"),
+        ("seed", "None", "line 3: seed: 'None' is not a whole number"),
+        ("resolution,height,width", "256px,32,32", "line 3: the size is given twice"),
+        ("height", "32", "line 3: no size"),
+        ("dtype", "fp32", "line 1: column 'dtype': this is an option of the whole command"),
+        ("refine.model", "x", "line 1: column 'refine.model': this is an option of the whole command"),
+        ("batch-size", "", "line 1: column 'batch-size': this is .* and give --batch_size"),
+        ("prompt", "x", "line 1: column 'prompt': the prompts of a CSV stand in its column 'text'"),
+    ],
+)
+def test_mistakes_of_rows_are_told_with_their_line(tmp_path, header, cells, message):
+    path = csv(tmp_path, f"text,{header}", "fine", f"b,{cells}")
+    with pytest.raises(OsjaxError, match=message):
+        plan("256px", "--dataset.data-path", path)
+
+
+def test_what_the_model_cannot_draw_is_told_before_the_first_video(tmp_path, capsys):
+    path = csv(tmp_path, "text,cond_type", "a,", "b,i2v_haed")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: unknown cond_type 'i2v_haed': did you mean i2v_head?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_rows_are_drawn_in_groups_and_completed(tmp_path, capsys):
+    Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "a.png")
+    lines = ["a,,,,", "b,a.png,i2v_head,,", "c,,,1,", "d,,,,", "e,a.png,i2v_head,,", "f,,,,7"]
+    path = csv(tmp_path, "text,ref,cond_type,num_frames,seed", *lines)
+    words = ["--dataset.data_path", path, "--batch_size", "2"]
+    assert make(tmp_path, *words) == 0
+    out = tmp_path / "out"
+    made = [Path(line).relative_to(out).as_posix() for line in capsys.readouterr().out.split()]
+    folders = {".mp4": "video_32x16", ".png": "image_32x16"}
+    names = ("rows_0000.mp4", "rows_0003.mp4", "rows_0001.mp4", "rows_0004.mp4", "rows_0002.png", "rows_0005.mp4")
+    assert made == [f"{folders[name[-4:]]}/{name}" for name in names]
+    told = [provenance.read(out / name) for name in made]
+    assert [(each.batch_size, each.batch_index) for each in told] == [(2, 0), (2, 1), (2, 0), (2, 1), (1, 0), (1, 0)]
+    assert [each.request["cond_type"] for each in told] == ["t2v"] * 2 + ["i2v_head"] * 2 + ["t2v"] * 2
+    assert told[5].request["seed"] == told[5].seed == 7
+
+    (out / made[1]).unlink()
+    before = times(out / "video_32x16")
+    assert make(tmp_path, *words) == 0
+    assert provenance.read(out / made[1]).frames_sha256 == told[1].frames_sha256, "its group is what it was"
+    assert before.items() <= times(out / "video_32x16").items()
+
+
+def test_references_that_cannot_be_used_are_told_before_the_first_video(tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no picture")
+    path = csv(tmp_path, "text,ref,cond_type", "a,,", "b,a.png,i2v_head")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: " in (told := capsys.readouterr().err)
+    assert "a.png is not a readable image" in told
+    assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
 
 
 def test_the_folder_says_what_and_how_big(tmp_path):
@@ -169,6 +261,38 @@ def test_from_repeats_the_frames(tmp_path, capsys):
         record.write_text(json.dumps(shown | change))
         assert main.main(["generate", "--from", str(record), "--save_dir", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rows_are_extended_kept_and_repeated(tmp_path, capsys):
+    path = csv(tmp_path, "text,extend", "a cat,1", "a dog,", "rain,1")
+    words = ["--dataset.data_path", path, "--batch_size", "2", "--num_frames", "37"]
+    assert make(tmp_path, *words) == 0
+    folder = tmp_path / "out" / "video_32x16"
+    names = [f"rows_000{index}.mp4" for index in range(3)]
+    assert [media.probe(folder / name).frames for name in names] == [41, 37, 41]
+    told = provenance.read(folder / names[2])
+    assert (told.num_frames, told.request["extend"], told.batch_size, told.batch_index) == (41, 1, 2, 1)
+
+    first = times(folder)
+    (folder / names[0]).unlink()
+    assert make(tmp_path, *words) == 0
+    second = times(folder)
+    assert [first[name] == second[name] for name in names] == [False, True, True]
+
+    assert main.main(["generate", "--from", str(folder / names[2]), "--save_dir", str(tmp_path / "out")]) == 0
+    assert "same frames, bit for bit" in capsys.readouterr().err
+    path.write_text("text,extend\na cat,\na dog,\nrain,\n")
+    assert make(tmp_path, *words) == 0
+    third = times(folder)
+    assert [second[name] == third[name] for name in names] == [False, True, False], "one that is longer is another"
+    assert media.probe(folder / names[0]).frames == 37
+
+
+def test_what_cannot_be_extended_is_told_before_anything_is_drawn(tmp_path, capsys):
+    path = csv(tmp_path, "text,extend,num_frames", "a,,", "b,2,33")
+    assert make(tmp_path, "--dataset.data_path", path) == 2
+    assert "rows.csv, line 3: num_frames is 33: to extend a video" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_takes_no_other_options(tmp_path):

@@ -145,7 +145,7 @@ def test_a_resolution_that_is_none_is_told_before_anything_is_read():
 
 def test_pictures_and_videos_belong_together(tmp_path):
     stems = [picture_stem(tmp_path / name) for name in ("a", "b.c")]
-    requests = started_from([Request("one"), Request("two")], stems)
+    requests = [started_from(Request(prompt), stem) for prompt, stem in zip(("one", "two"), stems, strict=True)]
     assert [request.cond_type for request in requests] == ["i2v_head"] * 2
     assert [request.refs for request in requests] == [
         (str(tmp_path / "generated_condition" / name),) for name in ("a.png", "b.c.png")

@@ -20,6 +20,7 @@ RUNBOOK = {
     "--cond_type": ("cond_type", "i2v_loop", "i2v_loop"),
     "--aspect_ratio": ("sampling_option.aspect_ratio", "9:16", "9:16"),
     "--num_frames": ("sampling_option.num_frames", "17", 17),
+    "--extend": ("sampling_option.extend", "2", 2),
     "--num_steps": ("sampling_option.num_steps", "5", 5),
     "--resolution": ("sampling_option.resolution", "768px", "768px"),
     "--sampling_option.resolution": ("sampling_option.resolution", "768px", "768px"),

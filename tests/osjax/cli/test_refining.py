@@ -46,7 +46,9 @@ def plan(*words):
 
 def refined(made, pipeline, earlier=None):
     """The requests of a plan as they are drawn."""
-    return refine([job.request for job in made.jobs], earlier or [None] * len(made.jobs), made.refinement, pipeline)
+    return refine(
+        [job.request for job in made.jobs], earlier or [None] * len(made.jobs), made.jobs[0].refinement, pipeline
+    )
 
 
 def rows(tmp_path, *lines):
@@ -97,6 +99,25 @@ def test_a_csv_is_asked_for_once_a_prompt(chat, tmp_path, pipeline):
     assert {(each.dynamic_score, each.motion_score, each.refined_by) for each in requests} == {("6", "4", "teller")}
     assert [each.prompt for each in requests] == [job.request.prompt for job in made.jobs]
     assert [each.seed for each in requests] == [job.request.seed for job in made.jobs]
+
+
+def test_rows_say_for_themselves_what_is_asked(chat, tmp_path, pipeline):
+    lines = ["text,motion-score,refine_prompt", "a cat,,", "a dog,3,", "rain,dynamic,False", "snow,2,0"]
+    made = plan(*rows(tmp_path, *lines))
+    jobs = generate.refined(made, pipeline).jobs
+    told = [(job.request.refined_prompt, job.request.dynamic_score, job.request.motion_score) for job in jobs]
+    assert told == [
+        ("a cat, told at length", "6", "4"),
+        ("a dog, told at length", None, "3"),
+        (None, "6", "4"),
+        (None, None, "2"),
+    ]
+    assert sorted(question.content for question in chat.questions) == [
+        "a cat",
+        "a cat, told at length",
+        "a dog",
+        "rain",
+    ]
 
 
 def test_an_interrupted_csv_goes_on_with_the_prompts_it_has(chat, tmp_path, pipeline):
@@ -188,7 +209,7 @@ def test_what_is_missing_is_told_before_the_bundle_is_opened(monkeypatch):
 def test_without_the_options_nobody_is_asked(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     made = generate.plan(options.read([*SMALL, "--prompt", "a cat", "--motion_score", "6"]).config)
-    assert made.refinement is None
+    assert made.jobs[0].refinement is None
     assert made.jobs[0].request.motion_score == "6"
 
 
