@@ -35,7 +35,7 @@ def encode_all(pipeline: Pipeline, groups: Sequence[Sequence[Request]]) -> list[
     made = {}
     hidden = not pipeline.progress or len(distinct) <= FEW
     bar = tqdm(total=len(distinct), desc="texts", unit="batch", disable=hidden)
-    with explaining_memory(), pipeline.residency.on_device("t5"), pipeline.residency.on_device("clip"), bar:
+    with bar, explaining_memory(), pipeline.residency.on_device("t5"), pipeline.residency.on_device("clip"):
         for prompts in distinct:
             start = time.perf_counter()
             made[prompts] = jax.tree.map(np.asarray, pipeline.encode_text(prompts)), time.perf_counter() - start

@@ -203,7 +203,7 @@ class Pipeline:
         texts = texts or self._encode_texts(requests)
         seconds["text"] = texts.seconds
         frames_bthwc, passes = self._draw(requests, shape, texts, clips, seconds)
-        shape = continued(shape, first, self.residency.config(self.roles.vae))
+        shape = continued(shape, first, self.residency.config(self.roles.vae))  # of what is added, if anything is
         for number in range(1, first.extend + 1):
             last = [[to_model(frames[-shape.reference_frames :])] for frames in frames_bthwc]
             seeded = [dataclasses.replace(r, seed=continuation_seed(r.seed, number)) for r in requests]
@@ -287,7 +287,7 @@ class Pipeline:
         one = shape.grid.noise_shape(self.residency.config(self.roles.mmdit).latent_channels)
         noise_bthwc = jnp.concatenate([jax.random.normal(jax.random.key(r.seed), one) for r in requests])
         bar = tqdm(total=requests[0].num_steps, desc="denoise", unit="step", disable=not self.progress)
-        with self.residency.on_device(self.roles.mmdit) as mmdit, bar:
+        with bar, self.residency.on_device(self.roles.mmdit) as mmdit:  # an interrupt while it is loaded closes the bar
             return sample_latents(
                 mmdit,
                 noise_bthwc,
