@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,18 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from osjax import adapters, provenance
+from osjax import adapters, provenance, room
 from osjax.bundle import Bundle, read_bundle
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_uint8
-from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
+from osjax.preflight import Estimate, Setting, estimate
 from osjax.request import ADVICE, Request
 from osjax.residency import Residency
 from osjax.sampling.denoise import Where
-from osjax.sampling.guidance import Guidance
-from osjax.sampling.latents import SamplingOptions, Text, sample_latents
-from osjax.sizes import Shape, read_references, shape_of
-from osjax.text.annotate import annotate
+from osjax.sampling.latents import Text, sample_latents
+from osjax.sizes import Shape, prompt_used, read_references, sampling_options, shape_of
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
 
@@ -48,17 +48,23 @@ _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
 
 
 @contextlib.contextmanager
-def explaining_memory() -> Iterator[None]:
-    """Turns a device that runs out of memory into an OsjaxError that says what helps."""
+def explaining_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns a device that runs out of memory into an OsjaxError; advice: says what is needed, and what helps."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OsjaxError(
-            "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
-            "--batch_size, or more devices with --mesh seq=N"
-        ) from error
+        raise OsjaxError(f"the device's memory is full: {advice()}") from error
+
+
+def _explained(run: Callable[[Pipeline, Sequence[Request]], Any]) -> Callable[[Pipeline, Sequence[Request]], Any]:
+    @functools.wraps(run)
+    def explained(pipeline: Pipeline, requests: Sequence[Request]) -> Any:
+        with explaining_memory(lambda: pipeline.shortage(requests)):
+            return run(pipeline, requests)
+
+    return explained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +147,7 @@ class Pipeline:
         """Draws one video. Raises OsjaxError as `run` does."""
         return self.run([request])[0]
 
-    @explaining_memory()
+    @_explained
     def run(self, requests: Sequence[Request]) -> list[Video]:
         """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
         rounding: the same request at the same place among as many repeats it bit for bit.
@@ -155,7 +161,7 @@ class Pipeline:
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape) for request in requests]
-        prompts = [_prompt_used(request) for request in requests]
+        prompts = [prompt_used(request) for request in requests]
         with _timed(seconds, "text"):
             text = self.encode_text(prompts)
             negative = self.encode_text([request.negative_prompt for request in requests])
@@ -176,6 +182,17 @@ class Pipeline:
         Raises OsjaxError for a size, frame count or kind that cannot be drawn, or a wrong number of references.
         """
         return shape_of(request, self.residency.config("vae"), self.residency.config("mmdit").patch_size)
+
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
+        """What drawing these together takes of the devices; nothing is loaded. Raises OsjaxError as `shape` does."""
+        mesh = MeshShape(**self.where.mesh.shape)
+        dtype, offload = DTYPES[self.dtype], self.residency.offload
+        return estimate(self.bundle, Setting(tuple(requests), mesh, dtype, offload, self.attention))
+
+    def shortage(self, requests: Sequence[Request]) -> str:
+        """One line: what these need on each device, what there is, and which option would help."""
+        there = room.least(list(self.where.mesh.devices.flat))
+        return room.shortage(self.bundle, self.estimate(requests), there and there.total, jax.device_count())
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -278,23 +295,6 @@ class Pipeline:
             request=dataclasses.asdict(request),
             loras=self.loras,
         )
-
-
-def sampling_options(request: Request) -> SamplingOptions:
-    """The part of a request that the sampler reads."""
-    scales = Guidance(
-        text=request.guidance,
-        image=request.guidance_img,
-        text_osci=request.text_osci,
-        image_osci=request.image_osci,
-        scale_temporal_osci=request.scale_temporal_osci,
-    )
-    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
-
-
-def _prompt_used(request: Request) -> str:
-    prompt = request.refined_prompt or request.prompt
-    return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
 
 
 def _shared(request: Request) -> dict[str, object]:

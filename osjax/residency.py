@@ -101,6 +101,11 @@ class Residency:
             self._adapters = tuple(wanted)
             self._modules.pop("mmdit", None)
 
+    @property
+    def offload(self) -> bool:
+        """Whether parts that are not in use wait in host memory."""
+        return self._offload
+
     def config(self, name: str) -> Any:
         """The frozen config of the model `name`."""
         return model_config(self.bundle.component(name))

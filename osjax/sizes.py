@@ -1,4 +1,4 @@
-"""What a request asks for, in pixels and in latents of the model that is to draw it."""
+"""What a request asks for: in pixels and in latents of the model that is to draw it, of the sampler, and in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from osjax.media import read_reference
 from osjax.request import Request
 from osjax.sampling import geometry
 from osjax.sampling.condition import ConditionKind, condition_kind, condition_masks
+from osjax.sampling.guidance import Guidance
+from osjax.sampling.latents import SamplingOptions
+from osjax.text.annotate import annotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +62,21 @@ def read_references(request: Request, shape: Shape) -> list[np.ndarray]:
         return []
     ends = shape.kind.assign(request.refs)
     return [read_reference(path, shape.reference_frames, *shape.size, from_end=from_end) for path, from_end in ends]
+
+
+def sampling_options(request: Request) -> SamplingOptions:
+    """The part of a request that the sampler reads."""
+    scales = Guidance(
+        text=request.guidance,
+        image=request.guidance_img,
+        text_osci=request.text_osci,
+        image_osci=request.image_osci,
+        scale_temporal_osci=request.scale_temporal_osci,
+    )
+    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
+
+
+def prompt_used(request: Request) -> str:
+    """The prompt as the model is to see it, with what it is told of speed and motion."""
+    prompt = request.refined_prompt or request.prompt
+    return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)

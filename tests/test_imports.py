@@ -11,13 +11,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Each room of osjax may import itself, rooms before it in the chain, and `errors`.
-CHAIN = ("kernels", "parallel", "models", "sampling", "adapters", "residency", "sizes", "pipeline", "training", "cli")
+CHAIN = (
+    "kernels",
+    "parallel",
+    "models",
+    "sampling",
+    "adapters",
+    "residency",
+    "sizes",
+    "preflight",
+    "room",
+    "pipeline",
+    "training",
+    "cli",
+)
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
-    {"batch", "bundle", "checkpoint", "files", "hub", "leaves"}
+    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "liveness"}
     | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
-MAY_USE_LEAVES = frozenset({"adapters", "residency", "sizes", "pipeline", "training", "cli"})
+MAY_USE_LEAVES = frozenset({"adapters", "residency", "sizes", "preflight", "room", "pipeline", "training", "cli"})
 
 # Where else a package may be imported from; the tests are free.
 HOMES = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from osjax import batch, provenance
-from osjax.cli import options
+from osjax.cli import dry_run, options
 from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine
 from osjax.errors import OsjaxError
 from osjax.files import make_folder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
-_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload"})
+_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload", "dry_run"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Plan:
 def main(argv: Sequence[str]) -> int:
     """Make what the command line `argv` asks for and return the exit status. Raises OsjaxError."""
     read = options.read(argv)
-    run(plan_repeat(read) if read.repeat else plan(read.config))
+    made = plan_repeat(read) if read.repeat else plan(read.config)
+    (tell if read.config.dry_run else run)(made)
     return 0
 
 
@@ -135,6 +136,18 @@ def run(plan: Plan) -> None:
     _draw(_refined(plan, plan.refinement, pipeline) if plan.refinement else plan, pipeline)
 
 
+def tell(plan: Plan) -> None:
+    """Say what a plan takes, whatever of it is made already. Raises OsjaxError if that does not fit."""
+    from osjax.pipeline import Pipeline
+
+    pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
+    dry_run.tell([[job.request for job in group] for group in _groups(plan)], pipeline)
+
+
+def _groups(plan: Plan) -> list[Sequence[Job]]:
+    return [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
+
+
 def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
     earlier = [found and found.request for found in map(_found, plan.jobs)]
     requests = refine([job.request for job in plan.jobs], earlier, refinement, pipeline)
@@ -144,7 +157,7 @@ def _refined(plan: Plan, refinement: Refinement, pipeline: Pipeline) -> Plan:
 
 def _draw(plan: Plan, pipeline: Pipeline) -> None:
     # Groups stay as they are, however many of their videos are made already: the last bits depend on a group's size.
-    groups = [plan.jobs[start : start + plan.batch_size] for start in range(0, len(plan.jobs), plan.batch_size)]
+    groups = _groups(plan)
     missing = [plan.missing(group, pipeline) for group in groups]
     total = sum(map(len, missing))
     if total < len(plan.jobs) and not plan.origin:

@@ -80,7 +80,7 @@ def denoise(
         weights = np.zeros((len(order), tokens), np.float32)
         used, frames = step.weights_kt.shape
         order[:used], weights[:used] = step.branches, np.repeat(step.weights_kt, tokens // frames, axis=1)
-        x, finite = _euler_step(
+        x, finite = euler_step(
             model,
             x,
             inputs,
@@ -103,7 +103,7 @@ def denoise(
 
 
 @functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames=("x_bnc",))
-def _euler_step(
+def euler_step(
     model: MMDiT,
     x_bnc: jax.Array,
     branches: Branches,
