@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from osjax import adapters, provenance, room
 from osjax.bundle import Bundle, read_bundle
+from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_uint8
@@ -44,6 +45,7 @@ DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})
 
 log = logging.getLogger(__name__)
+_BROKEN = "convert the bundle again"
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
 
 
@@ -206,6 +208,9 @@ class Pipeline:
                 log.warning("a prompt is over %d tokens long: the rest is cut off", max_length)
             with self.residency.on_device(name) as encoder:
                 encoded.append(_encode(encoder, ids_bl))
+                if not _all_finite(encoded[-1]):
+                    layer = first_bad_layer(encoder, lambda encoder, ids_bl=ids_bl: _encode(encoder, ids_bl))
+                    raise not_finite("the embeddings of the prompts are", layer, self.residency.dtype, _BROKEN)
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)
 
@@ -216,7 +221,12 @@ class Pipeline:
         key = jax.random.fold_in(jax.random.key(request.seed), 1) if request.sample_posterior else None
         with self.residency.on_device("vae") as vae:
             dtype = self.residency.dtype
-            return [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
+            latents = [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
+            for clip, z_thwc in zip(clips, latents, strict=True):
+                if not _all_finite(z_thwc):
+                    layer = first_bad_layer(vae, lambda vae, clip=clip: vae.encode(jnp.asarray(clip[None], dtype)))
+                    raise not_finite("the latents of a reference are", layer, self.residency.dtype, _BROKEN)
+            return latents
 
     def draw_latents(
         self,
@@ -252,8 +262,9 @@ class Pipeline:
                 bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
                 with bar:
                     x_thwc = vae.decode(z_thwc[None], lambda done, total, bar=bar: _advance(bar, done, total))[0]
-                if not bool(jnp.isfinite(x_thwc).all()):
-                    raise OsjaxError("the decoded frames are not finite: nothing was saved; try --dtype bf16 or fp32")
+                if not _all_finite(x_thwc):
+                    layer = first_bad_layer(vae, lambda vae, z_thwc=z_thwc: vae.decode(z_thwc[None]))
+                    raise not_finite("the decoded frames are", layer, self.residency.dtype, _BROKEN)
                 videos.append(np.asarray(to_uint8(x_thwc)))
         return np.stack(videos)
 
@@ -295,6 +306,10 @@ class Pipeline:
             request=dataclasses.asdict(request),
             loras=self.loras,
         )
+
+
+def _all_finite(arrays: Any) -> bool:
+    return all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(arrays))
 
 
 def _shared(request: Request) -> dict[str, object]:

@@ -15,6 +15,7 @@ CHAIN = (
     "kernels",
     "parallel",
     "models",
+    "diagnose",
     "sampling",
     "adapters",
     "residency",
