@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
             "start_index": 0,
             "end_index": placeholder(int),
             "batch_size": 1,
+            "dry_run": False,
             # with what
             "ckpt_path": placeholder(str),
             "lora": placeholder(str),

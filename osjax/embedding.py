@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from osjax.pipeline import Pipeline, Texts, explaining_memory
 from osjax.request import Request
+from osjax.roles import prompt_used
 
 FEW = 8  # batches of texts that need no bar of their own
 
@@ -26,7 +27,10 @@ def encode_all(pipeline: Pipeline, groups: Sequence[Sequence[Request]]) -> list[
     Raises OsjaxError if a device's memory is full.
     """
     pairs = [
-        (tuple(map(pipeline.prompt_used, group)), tuple(request.negative_prompt for request in group))
+        (
+            tuple(prompt_used(request, pipeline.roles) for request in group),
+            tuple(request.negative_prompt for request in group),
+        )
         for group in groups
     ]
     distinct = dict.fromkeys(prompts for pair in pairs for prompts in pair)
@@ -35,7 +39,12 @@ def encode_all(pipeline: Pipeline, groups: Sequence[Sequence[Request]]) -> list[
     made = {}
     hidden = not pipeline.progress or len(distinct) <= FEW
     bar = tqdm(total=len(distinct), desc="texts", unit="batch", disable=hidden)
-    with bar, explaining_memory(), pipeline.residency.on_device("t5"), pipeline.residency.on_device("clip"):
+    with (
+        bar,
+        explaining_memory(lambda: pipeline.shortage(groups[0])),
+        pipeline.residency.on_device("t5"),
+        pipeline.residency.on_device("clip"),
+    ):
         for prompts in distinct:
             start = time.perf_counter()
             made[prompts] = jax.tree.map(np.asarray, pipeline.encode_text(prompts)), time.perf_counter() - start

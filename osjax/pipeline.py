@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +22,20 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from osjax import adapters, provenance
+from osjax import adapters, provenance, room
 from osjax.bundle import Bundle, read_bundle
+from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
-from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
+from osjax.preflight import Estimate, Setting, estimate
 from osjax.request import Request, continuation_seed
 from osjax.residency import Residency
+from osjax.roles import IMAGE, VIDEO, Roles, prompt_used, sampling_options
 from osjax.sampling.denoise import Where
-from osjax.sampling.guidance import Guidance
-from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.sampling.latents import Text, sample_latents
 from osjax.sizes import Shape, continued, read_references, shape_of
-from osjax.text.annotate import annotate
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
 
@@ -42,21 +43,19 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 
 log = logging.getLogger(__name__)
+_BROKEN = "convert the bundle again"
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
 
 
 @contextlib.contextmanager
-def explaining_memory() -> Iterator[None]:
-    """Turns a device that runs out of memory into an OsjaxError that says what helps."""
+def explaining_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns a device that runs out of memory into an OsjaxError; advice: says what is needed, and what helps."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OsjaxError(
-            "the device's memory is full: try --offload True, fewer frames, a lower resolution, a smaller "
-            "--batch_size, or more devices with --mesh seq=N"
-        ) from error
+        raise OsjaxError(f"the device's memory is full: {advice()}") from error
 
 
 class Texts(NamedTuple):
@@ -65,19 +64,6 @@ class Texts(NamedTuple):
     prompt: Text
     negative: Text
     seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Roles:
-    """Which components of a bundle draw. told_motion: whether prompts tell them the frame rate and the motion score."""
-
-    mmdit: str = "mmdit"
-    vae: str = "vae"
-    told_motion: bool = True
-
-
-VIDEO = Roles()
-IMAGE = Roles("image_mmdit", "image_vae", told_motion=False)  # FLUX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +171,6 @@ class Pipeline:
         """Draws one video. Raises OsjaxError as `run` does."""
         return self.run([request])[0]
 
-    @explaining_memory()
     def run(self, requests: Sequence[Request], texts: Texts | None = None) -> list[Video]:
         """Draws requests that differ in prompts, references and seeds only; each is what it would be alone, but for
         rounding: the same request at the same place among as many repeats it bit for bit.
@@ -194,9 +179,13 @@ class Pipeline:
         Raises OsjaxError for references that cannot be used, and if latents or pixels stop being finite (naming the
         step), or a device's memory is full; ValueError if the requests do not go together.
         """
-        first = requests[0]
-        if any(request.shared() != first.shared() for request in requests):
+        if any(request.shared() != requests[0].shared() for request in requests):
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
+        with explaining_memory(lambda: self.shortage(requests)):
+            return self._run(requests, texts)
+
+    def _run(self, requests: Sequence[Request], texts: Texts | None) -> list[Video]:
+        first = requests[0]
         seconds: dict[str, float] = {}
         shape = self.shape(first)
         clips = [read_references(request, shape) for request in requests]
@@ -238,12 +227,21 @@ class Pipeline:
         vae, mmdit = self.residency.config(self.roles.vae), self.residency.config(self.roles.mmdit)
         return shape_of(request, vae, mmdit.patch_size)
 
-    def prompt_used(self, request: Request) -> str:
-        """The prompt as the model is to see it: refined, and for a video with frame rate and motion score."""
-        prompt = request.refined_prompt or request.prompt
-        if not self.roles.told_motion:
-            return prompt
-        return annotate(prompt, request.fps, request.dynamic_score or request.motion_score)
+    def estimate(self, requests: Sequence[Request], beside: Sequence[str] | None = None) -> Estimate:
+        """What drawing these together takes of the devices; nothing is loaded.
+
+        beside: models that are there from before, by default those that are now. With offloading none is. Raises
+        OsjaxError as `shape` does.
+        """
+        mesh, offload = MeshShape(**self.where.mesh.shape), self.residency.offload
+        beside = () if offload else tuple(self.residency.loaded if beside is None else beside)
+        setting = Setting(tuple(requests), mesh, DTYPES[self.dtype], offload, self.attention, self.roles, beside)
+        return estimate(self.bundle, setting)
+
+    def shortage(self, requests: Sequence[Request]) -> str:
+        """One line: what these need on each device, what there is, and which option would help."""
+        there = room.least(list(self.where.mesh.devices.flat))
+        return room.shortage(self.bundle, self.estimate(requests), there and there.total, jax.device_count())
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts as the model is to see them → Text; a prompt that is too long is cut, with a warning."""
@@ -257,12 +255,15 @@ class Pipeline:
                 log.warning("a prompt is over %d tokens long: the rest is cut off", max_length)
             with self.residency.on_device(name) as encoder:
                 encoded.append(_encode(encoder, ids_bl))
+                if not _all_finite(encoded[-1]):
+                    layer = first_bad_layer(encoder, lambda encoder, ids_bl=ids_bl: _encode(encoder, ids_bl))
+                    raise not_finite("the embeddings of the prompts are", layer, self.residency.dtype, _BROKEN)
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)
 
     def _encode_texts(self, requests: Sequence[Request]) -> Texts:
         start = time.perf_counter()
-        text = self.encode_text([self.prompt_used(request) for request in requests])
+        text = self.encode_text([prompt_used(request, self.roles) for request in requests])
         negative = self.encode_text([request.negative_prompt for request in requests])
         return Texts(text, negative, time.perf_counter() - start)
 
@@ -273,7 +274,12 @@ class Pipeline:
         key = jax.random.fold_in(jax.random.key(request.seed), 1) if request.sample_posterior else None
         with self.residency.on_device(self.roles.vae) as vae:
             dtype = self.residency.dtype
-            return [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
+            latents = [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
+            for clip, z_thwc in zip(clips, latents, strict=True):
+                if not _all_finite(z_thwc):
+                    layer = first_bad_layer(vae, lambda vae, clip=clip: vae.encode(jnp.asarray(clip[None], dtype)))
+                    raise not_finite("the latents of a reference are", layer, self.residency.dtype, _BROKEN)
+            return latents
 
     def draw_latents(
         self,
@@ -309,8 +315,9 @@ class Pipeline:
                 bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
                 with bar:
                     x_thwc = vae.decode(z_thwc[None], lambda done, total, bar=bar: _advance(bar, done, total))[0]
-                if not bool(jnp.isfinite(x_thwc).all()):
-                    raise OsjaxError("the decoded frames are not finite: nothing was saved; try --dtype bf16 or fp32")
+                if not _all_finite(x_thwc):
+                    layer = first_bad_layer(vae, lambda vae, z_thwc=z_thwc: vae.decode(z_thwc[None]))
+                    raise not_finite("the decoded frames are", layer, self.residency.dtype, _BROKEN)
                 videos.append(np.asarray(to_uint8(x_thwc)))
         return np.stack(videos)
 
@@ -325,7 +332,7 @@ class Pipeline:
         request = requests[index]
         return provenance.Provenance(
             prompt=request.prompt,
-            prompt_used=self.prompt_used(request),
+            prompt_used=prompt_used(request, self.roles),
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             height=frames.shape[1],
@@ -353,16 +360,8 @@ class Pipeline:
         )
 
 
-def sampling_options(request: Request) -> SamplingOptions:
-    """The part of a request that the sampler reads."""
-    scales = Guidance(
-        text=request.guidance,
-        image=request.guidance_img,
-        text_osci=request.text_osci,
-        image_osci=request.image_osci,
-        scale_temporal_osci=request.scale_temporal_osci,
-    )
-    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
+def _all_finite(arrays: Any) -> bool:
+    return all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(arrays))
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:

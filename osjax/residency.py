@@ -103,6 +103,16 @@ class Residency:
             self._adapters = tuple(wanted)
             self._modules.pop("mmdit", None)
 
+    @property
+    def offload(self) -> bool:
+        """Whether parts that are not in use wait in host memory."""
+        return self._offload
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Models that have been read; without offloading they stay on the devices."""
+        return tuple(self._modules)
+
     def config(self, name: str) -> Any:
         """The frozen config of the model `name`."""
         return model_config(self.bundle.component(name))

@@ -1,4 +1,4 @@
-"""What a request asks for, in pixels and in latents of the model that is to draw it."""
+"""What a request asks for: in pixels and in latents of the model that is to draw it, of the sampler, and in words."""
 
 from __future__ import annotations
 

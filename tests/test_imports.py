@@ -12,15 +12,30 @@ ROOT = Path(__file__).parents[1]
 
 # Each room of osjax may import itself, rooms before it in the chain, and `errors`.
 CHAIN = (
-    *("kernels", "parallel", "models", "sampling", "adapters", "residency"),
-    *("sizes", "pipeline", "embedding", "training", "cli"),
+    "kernels",
+    "parallel",
+    "models",
+    "diagnose",
+    "sampling",
+    "adapters",
+    "residency",
+    "roles",
+    "sizes",
+    "preflight",
+    "room",
+    "pipeline",
+    "embedding",
+    "training",
+    "cli",
 )
 # Leaves import only each other and `errors`; of the chain only these import them. convert may too.
 LEAVES = frozenset(
-    {"batch", "bundle", "checkpoint", "files", "hub", "leaves"}
+    {"batch", "bundle", "checkpoint", "files", "hub", "leaves", "liveness"}
     | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
-MAY_USE_LEAVES = frozenset({"adapters", "residency", "sizes", "pipeline", "embedding", "training", "cli"})
+MAY_USE_LEAVES = frozenset(
+    {"adapters", "residency", "roles", "sizes", "preflight", "room", "pipeline", "embedding", "training", "cli"}
+)
 
 # Where else a package may be imported from; the tests are free.
 HOMES = {

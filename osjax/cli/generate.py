@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from osjax import batch, provenance
-from osjax.cli import options
+from osjax.cli import dry_run, options
 from osjax.cli.illustrating import Illustration, picture_of, picture_stem, read_illustration, started_from
 from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine, without_score
 from osjax.errors import OsjaxError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
-_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload"})
+_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload", "dry_run"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Plan:
 def main(argv: Sequence[str]) -> int:
     """Make what the command line `argv` asks for and return the exit status. Raises OsjaxError."""
     read = options.read(argv)
-    run(plan_repeat(read) if read.repeat else plan(read.config))
+    made = plan_repeat(read) if read.repeat else plan(read.config)
+    (tell if read.config.dry_run else run)(made)
     return 0
 
 
@@ -139,10 +140,7 @@ def run(plan: Plan) -> None:
             if used
             else "the video was made without LoRAs: leave out --lora"
         )
-    parts = [(plan, pipeline)]
-    if plan.illustration:
-        pictures, videos = _illustrated(plan, plan.illustration, pipeline)
-        parts = [(pictures, pipeline.of_images()), (videos, pipeline)]
+    parts = _parts(plan, pipeline)
     for part, artist in parts:
         for job in part.jobs:
             with batch.located(job.where):
@@ -154,6 +152,23 @@ def run(plan: Plan) -> None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
     for part, artist in parts:
         draw(refined(part, artist), artist)
+
+
+def tell(plan: Plan) -> None:
+    """Say what a plan takes, whatever of it is made already. Raises OsjaxError if that does not fit."""
+    from osjax.pipeline import Pipeline  # not above, as in `run`
+
+    pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
+    parts = [([[job.request for job in group] for group in part.groups()], on) for part, on in _parts(plan, pipeline)]
+    dry_run.tell(parts)
+
+
+def _parts(plan: Plan, pipeline: Pipeline) -> list[tuple[Plan, Pipeline]]:
+    """What is drawn, one after the other, and by whom."""
+    if not plan.illustration:
+        return [(plan, pipeline)]
+    pictures, videos = _illustrated(plan, plan.illustration, pipeline)
+    return [(pictures, pipeline.of_images()), (videos, pipeline)]
 
 
 def _illustrated(plan: Plan, illustration: Illustration, pipeline: Pipeline) -> tuple[Plan, Plan]:

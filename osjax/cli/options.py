@@ -69,6 +69,7 @@ HELP = {
         "start_index": "first row of the CSV to make, from 0",
         "end_index": "row to stop before",
         "batch_size": "videos made at once",
+        "dry_run": "tell what it takes and whether it fits on the devices; load nothing and make nothing",
     },
     "with what": {
         "ckpt_path": "bundle made by `osjax convert`; the embedded tiny one if left out",

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from osjax.errors import OsjaxError
 from osjax.kernels.attention_ref import reference_attention
-from osjax.kernels.flash_sm90 import flash_attention
+from osjax.kernels.flash_sm90 import MEASURED_BEST, flash_attention
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-NAMES = ("auto", "xla", "cudnn", "pallas")
+KERNELS = ("pallas", "cudnn", "xla")  # from the fastest to the one that runs everywhere
+NAMES = ("auto", *reversed(KERNELS))
 HOPPER = "9.0"
 FASTER_THAN_CUDNN = (128,)  # head widths; measured, see docs/performance.md
 
@@ -27,34 +28,44 @@ def cudnn_attention(
     return jax.nn.dot_product_attention(q_bnhd, k_bmhd, v_bmhd, scale=scale, implementation="cudnn")
 
 
+def why_not(
+    name: str, device: jax.Device, dtype: jnp.dtype, width: int | None = None, *, gradient: bool = False
+) -> str | None:
+    """Why the kernel `name`, of `KERNELS`, cannot run on that device in that dtype; None if it can.
+
+    width: of a head, where the caller knows it; gradient: whether one is needed.
+    """
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
+    fused = device.platform == "gpu" and half
+    here = f"not {device.platform} ({device.device_kind}) and {jnp.dtype(dtype).name}"
+    if name == "cudnn" and not fused:
+        return f"needs an NVIDIA GPU and bf16 or fp16, {here}"
+    if name == "pallas" and not (fused and getattr(device, "compute_capability", "") == HOPPER):
+        return f"needs a Hopper GPU (H100, H200) and bf16 or fp16, {here}"
+    if name == "pallas" and width is not None and width not in MEASURED_BEST:
+        return f"knows head widths {' and '.join(map(str, MEASURED_BEST))}, not {width}"
+    if name == "pallas" and gradient:
+        return "has no gradient"
+    return None
+
+
 def choose_attention(
     name: str, device: jax.Device, dtype: jnp.dtype, width: int | None = None, *, gradient: bool = False
 ) -> tuple[str, Attention]:
     """(chosen name, function) for `name` in `NAMES` on that device; a named one runs or raises.
 
-    `auto` takes, in 16-bit types, the Pallas kernel on Hopper for the head widths where it was measured to be faster
-    than cuDNN (`width`, where the caller knows it), else cuDNN on NVIDIA GPUs; everywhere else plain XLA. `gradient`:
-    training needs one, which the Pallas kernel has not. Raises OsjaxError for an unknown name, or a named
-    implementation that this device or dtype cannot run, or that has no gradient where one is needed.
+    `auto` takes the first of `KERNELS` that can run, but Pallas only for the head widths where it was measured to be
+    faster than cuDNN (`width`, where the caller knows it). Raises OsjaxError for an unknown name, or for a named kernel
+    that cannot run, saying why.
     """
-    half = jnp.dtype(dtype) in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
-    fused = device.platform == "gpu" and half
-    hopper = fused and getattr(device, "compute_capability", "") == HOPPER
     if name not in NAMES:
         raise OsjaxError(f"unknown attention {name!r}: use one of {', '.join(NAMES)}")
-    if name == "cudnn" and not fused:
-        raise _cannot_run(name, "an NVIDIA GPU", device, dtype)
-    if name == "pallas" and not hopper:
-        raise _cannot_run(name, "a Hopper GPU (H100, H200)", device, dtype)
-    if name == "pallas" and gradient:
-        raise OsjaxError("attention pallas has no gradient: train with --attention auto")
-    if name == "pallas" or (name == "auto" and hopper and width in FASTER_THAN_CUDNN and not gradient):
-        return "pallas", flash_attention
-    if name == "cudnn" or (name == "auto" and fused):
-        return "cudnn", cudnn_attention
-    return "xla", reference_attention
-
-
-def _cannot_run(name: str, needs: str, device: jax.Device, dtype: jnp.dtype) -> OsjaxError:
-    kind = f"{device.platform} ({device.device_kind}) and {jnp.dtype(dtype).name}"
-    return OsjaxError(f"attention {name} needs {needs} and bf16 or fp16, not {kind}: use --attention auto")
+    reasons = {kernel: why_not(kernel, device, dtype, width, gradient=gradient) for kernel in KERNELS}
+    if reasons.get(name):
+        instead = "train with" if gradient else "use"
+        raise OsjaxError(f"attention {name} {reasons[name]}: {instead} --attention auto")
+    if name == "auto":
+        able = [kernel for kernel in KERNELS if reasons[kernel] is None]
+        name = next(kernel for kernel in able if kernel != "pallas" or width in FASTER_THAN_CUDNN)
+    functions = {"pallas": flash_attention, "cudnn": cudnn_attention, "xla": reference_attention}
+    return name, functions[name]

@@ -31,6 +31,14 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
 
 
+def in_range(x: jax.Array) -> jax.Array:
+    """What left the range of float16 is brought back to its end, as diffusers does; other types pass as they are."""
+    if x.dtype != jnp.float16:
+        return x
+    largest = float(jnp.finfo(jnp.float16).max)
+    return jnp.clip(x, -largest, largest)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) · scale over the last axis; statistics in float32, the scale applied after the cast back."""
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.layers import MLPEmbedder, RMSNorm, layer_norm, stack_blocks, timestep_embedding
+from osjax.models.layers import MLPEmbedder, RMSNorm, in_range, layer_norm, stack_blocks, timestep_embedding
 from osjax.models.rope import Rope, after_text, rotate
 
 Streams = tuple[jax.Array, jax.Array]
@@ -150,8 +150,8 @@ class DoubleBlock(nnx.Module):
 
     @staticmethod
     def _finish(stream: Stream, x_bnf: jax.Array, attended_bnf: jax.Array, mod: list[jax.Array]) -> jax.Array:
-        x_bnf = x_bnf + mod[2][:, None] * stream.proj(attended_bnf)
-        return x_bnf + mod[5][:, None] * stream.mlp(modulated(x_bnf, mod[3], mod[4]))
+        x_bnf = in_range(x_bnf + mod[2][:, None] * stream.proj(attended_bnf))
+        return in_range(x_bnf + mod[5][:, None] * stream.mlp(modulated(x_bnf, mod[3], mod[4])))
 
 
 class SingleBlock(nnx.Module):
@@ -170,7 +170,7 @@ class SingleBlock(nnx.Module):
         q, k, v = self.qkv(y_bmf)
         attended_bmf = merge_heads(attention(rotate(q, rope), rotate(k, rope), v))
         mlp = jax.nn.gelu(self.mlp_in(y_bmf), approximate=True)
-        return x_bmf + gate[:, None] * self.out(jnp.concatenate([attended_bmf, mlp], axis=-1))
+        return in_range(x_bmf + gate[:, None] * self.out(jnp.concatenate([attended_bmf, mlp], axis=-1)))
 
 
 class FinalLayer(nnx.Module):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.models.conv3d import Factors, group_norm, upsample_nearest_causal
+from osjax.models.layers import in_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +55,9 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = _pointwise(c_in, c_out, rngs=rngs, dtype=dtype) if c_in != c_out else None
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        h_bthwc = self.conv1(self.act(self.norm1(x_bthwc)))
+        h_bthwc = in_range(self.conv1(self.act(self.norm1(x_bthwc))))
         h_bthwc = self.conv2(self.act(self.norm2(h_bthwc)))
-        return h_bthwc + (x_bthwc if self.conv_shortcut is None else self.conv_shortcut(x_bthwc))
+        return in_range(h_bthwc + (x_bthwc if self.conv_shortcut is None else self.conv_shortcut(x_bthwc)))
 
 
 class FrameCausalAttention(nnx.Module):
@@ -126,7 +127,7 @@ class Level(nnx.Module):
             x_bthwc = resnet(x_bthwc)
         if self.resample is None:
             return x_bthwc
-        return self.resample(upsample_nearest_causal(x_bthwc, self.up))
+        return in_range(self.resample(upsample_nearest_causal(x_bthwc, self.up)))
 
 
 class Encoder(nnx.Module):

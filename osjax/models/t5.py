@@ -21,6 +21,7 @@ from flax import nnx
 from osjax.errors import OsjaxError
 from osjax.models.layers import Embed, RMSNorm, stack_blocks
 
+_LARGEST_F16 = float(jnp.finfo(jnp.float16).max)
 _ACTIVATIONS = {
     "gated-gelu": functools.partial(jax.nn.gelu, approximate=True),
     "gated-silu": jax.nn.silu,
@@ -90,8 +91,9 @@ class T5Block(nnx.Module):
         self.v = linear_f32(config.d_model, inner)
         self.o = linear_f32(inner, config.d_model)
         self.mlp_norm = norm()
-        self.wi = linear(config.d_model, config.d_ff)
-        self.gate = linear(config.d_model, config.d_ff) if config.is_gated else None
+        wide = linear_f32 if dtype == jnp.float16 else linear  # what is between them leaves the range of float16
+        self.wi = wide(config.d_model, config.d_ff)
+        self.gate = wide(config.d_model, config.d_ff) if config.is_gated else None
         self.wo = linear_f32(config.d_ff, config.d_model)
 
     def __call__(self, states_blc: jax.Array, bias_1hll: jax.Array) -> jax.Array:
@@ -105,7 +107,10 @@ class T5Block(nnx.Module):
         hidden_blf = self.activation(self.wi(x_blc))
         if self.gate is not None:
             hidden_blf = hidden_blf * self.gate(x_blc)
-        return states_blc + self.wo(hidden_blf)
+        if self.wo.dtype != jnp.float16:
+            return states_blc + self.wo(hidden_blf)
+        scale_bl1 = jnp.maximum(1.0, jnp.abs(hidden_blf).max(axis=-1, keepdims=True) / _LARGEST_F16)
+        return states_blc + scale_bl1 * self.wo(hidden_blf / scale_bl1)
 
     def _heads(self, x_bli: jax.Array) -> jax.Array:
         return x_bli.reshape(*x_bli.shape[:2], self.num_heads, -1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from osjax.errors import OsjaxError
+from osjax.diagnose import first_bad_layer, not_finite
 from osjax.kernels.attention import Attention
 from osjax.models.mmdit import MMDiT
 from osjax.models.rope import Rope
@@ -59,7 +59,7 @@ def denoise(
     to 0; `guidance_b` [B] for guidance-distilled models only; `on_step(steps done, x [B, N, C])` is called after each
     step with latents that live only during the call, because the next step takes over their memory.
     Equal on every mesh up to the order of float sums.
-    Raises OsjaxError naming the step if the latents stop being finite.
+    Raises OsjaxError naming the step, and the first layer, if the latents stop being finite.
     """
     batch, tokens = x_bnc.shape[:2]
     sequence = JointSequence(branches.txt_kblc.shape[2], tokens, where.mesh.shape[SPECS.seq_axis])
@@ -80,30 +80,35 @@ def denoise(
         weights = np.zeros((len(order), tokens), np.float32)
         used, frames = step.weights_kt.shape
         order[:used], weights[:used] = step.branches, np.repeat(step.weights_kt, tokens // frames, axis=1)
-        x, finite = _euler_step(
-            model,
-            x,
-            inputs,
-            tables,
-            put(pad(weights, "kn"), SPECS.token_weights_kn),
-            order,
-            np.int32(used),
-            *np.asarray(levels_s[index : index + 2], np.float32),
-            guidance,
+        level, next_level = np.asarray(levels_s[index : index + 2], np.float32)
+        advance = functools.partial(
+            euler_step,
+            branches=inputs,
+            rope=tables,
+            weights_kn=put(pad(weights, "kn"), SPECS.token_weights_kn),
+            order_k=order,
+            count=np.int32(used),
+            level=level,
+            next_level=next_level,
+            guidance_b=guidance,
             sequence=sequence,
             where=where,
         )
+        x, finite = advance(model, x)
         if not finite:
-            raise OsjaxError(
-                f"the latents are not finite after step {index + 1} of {len(plan)}: nothing was saved; "
-                "try --dtype bf16 or fp32, or a lower guidance"
+            layer = first_bad_layer(model, functools.partial(advance, x_bnc=x))
+            raise not_finite(
+                f"the latents after step {index + 1} of {len(plan)} are",
+                layer,
+                model.img_in.kernel.dtype,
+                "try a lower guidance",
             )
         on_step(index + 1, x[:batch, :tokens])
     return x[:batch, :tokens]
 
 
 @functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames=("x_bnc",))
-def _euler_step(
+def euler_step(
     model: MMDiT,
     x_bnc: jax.Array,
     branches: Branches,
@@ -118,7 +123,10 @@ def _euler_step(
     sequence: JointSequence,
     where: Where,
 ) -> tuple[jax.Array, jax.Array]:
-    """One compiled step for any number of branches: a loop over the first `count` of `order_k`."""
+    """One compiled step for any number of branches: a loop over the first `count` of `order_k`.
+
+    Returns the latents after it, and whether these are finite; if they are not, the latents are those before it.
+    """
     forward = _sharded_forward(sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
     time_b = jnp.full(x_bnc.shape[:1], level, jnp.float32)
 
@@ -128,10 +136,12 @@ def _euler_step(
         return total_bnc + weights_kn[j][None, :, None] * velocity_bnc.astype(jnp.float32)
 
     velocity_bnc = jax.lax.fori_loop(0, count, add_branch, jnp.zeros_like(x_bnc))
-    x_bnc = x_bnc + (next_level - level) * velocity_bnc
+    moved_bnc = x_bnc + (next_level - level) * velocity_bnc
+    finite = jnp.isfinite(moved_bnc).all()
+    x_bnc = jnp.where(finite, moved_bnc, x_bnc)  # what a diagnosis begins with
     # Laid out as it came in: otherwise the second step would be compiled anew for the layout that the first one chose.
     x_bnc = jax.lax.with_sharding_constraint(x_bnc, NamedSharding(where.mesh, SPECS.tokens_bnc))
-    return x_bnc, jnp.isfinite(x_bnc).all()
+    return x_bnc, finite
 
 
 def _sharded_forward(sequence: JointSequence, where: Where, cond: bool, guidance: bool) -> Callable:

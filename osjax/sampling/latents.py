@@ -39,6 +39,10 @@ class SamplingOptions:
     shift: bool = True
     flow_shift: float | None = None
 
+    def branch_scales(self, told: bool) -> guidance.Guidance:
+        """How branches are weighted, for a model that is told its guidance or one that is not."""
+        return guidance.Guidance(text=1.0, image=1.0) if told else self.guidance
+
 
 def sample_latents(
     model: MMDiT,
@@ -64,10 +68,8 @@ def sample_latents(
     grid = LatentGrid(t, h, w, model.config.patch_size)
     mask_bthw1, given_bthwc = condition(noise_bthwc.shape, references, kind, causal)
     cond_bnc = pack(jnp.concatenate([mask_bthw1, given_bthwc], axis=-1), grid.patch)
-    scales, told_b = options.guidance, None
-    if model.config.guidance_embed:
-        told_b = jnp.full(noise_bthwc.shape[:1], scales.text, jnp.float32)
-        scales = guidance.Guidance(text=1.0, image=1.0)
+    told = model.config.guidance_embed
+    told_b = jnp.full(noise_bthwc.shape[:1], options.guidance.text, jnp.float32) if told else None
     # In the order of guidance's branches: prompt, negative prompt, negative prompt without the condition.
     branches = Branches(
         jnp.stack([text.states_blc, negative.states_blc, negative.states_blc]),
@@ -75,7 +77,7 @@ def sample_latents(
         jnp.stack([cond_bnc, cond_bnc, jnp.zeros_like(cond_bnc)]) if model.config.cond_embed else None,
     )
     plan = guidance.plan(
-        scales,
+        options.branch_scales(told),
         options.steps,
         t,
         image_condition=kind.is_image,

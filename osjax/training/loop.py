@@ -29,6 +29,11 @@ from osjax.training.snapshots import Snapshots
 from osjax.training.stages import Stage, open_stage
 from osjax.training.state import TrainState, Weights, abstract_start, make_step, start
 
+_LESS_MEMORY = (
+    "take a smaller --run.batch_size, shorter or smaller clips, --run.remat blocks, an adapter (--lora.rank), or more "
+    "devices with --run.mesh fsdp=N"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
@@ -38,7 +43,7 @@ class Ended:
     exported: Path | None
 
 
-@explaining_memory()
+@explaining_memory(lambda: _LESS_MEMORY)
 def run(config: TrainConfig, folder: Path, *, force: bool = False) -> Ended:
     """Trains to `run.steps`, from the newest checkpoint in `folder` if there is one; SIGTERM and SIGINT save and stop.
 

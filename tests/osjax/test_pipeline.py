@@ -137,8 +137,18 @@ def test_what_cannot_be_drawn(pipeline, options, message):
 
 
 def test_a_full_device_says_what_helps():
-    with pytest.raises(OsjaxError, match="--offload True"), explaining_memory():
+    with pytest.raises(OsjaxError, match="memory is full: buy more"), explaining_memory(lambda: "buy more"):
         jax.block_until_ready(jnp.zeros((1 << 45,)))
+
+
+def test_a_request_that_fills_the_device_is_told_what_it_needs(monkeypatch):
+    pipeline = load()
+    too_much = jax.jit(lambda: jnp.zeros((1 << 45,)))
+    monkeypatch.setattr(pipeline.residency, "on_device", lambda name: jax.block_until_ready(too_much()))
+    with pytest.raises(
+        OsjaxError, match=r"memory is full: decode \(VAE\) needs .* GB on each device.*--offload True needs"
+    ):
+        pipeline(request())
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,13 @@ def test_version():
     assert (done.returncode, done.stdout.split()[0]) == (0, "osjax")
 
 
-def test_info_names_versions_and_devices():
+def test_info_names_versions_devices_and_kernels():
     done = run("info")
     assert done.returncode == 0
     assert "\njax " in done.stdout
-    assert "device 0: cpu" in done.stdout
+    for line in ("optax ", "platform cpu", "device 0: cpu (cpu), memory not known", "attention xla, fp32: runs"):
+        assert f"\n{line}" in done.stdout
+    assert "attention cudnn, bf16: needs an NVIDIA GPU and bf16 or fp16, not cpu" in done.stdout
 
 
 def test_a_reader_that_leaves_is_no_traceback():

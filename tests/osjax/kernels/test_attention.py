@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osjax.errors import OsjaxError
-from osjax.kernels.attention import NAMES, choose_attention
+from osjax.kernels.attention import NAMES, choose_attention, why_not
 from osjax.kernels.flash_sm90 import MEASURED_BEST, Blocks, flash_attention, flash_attention_lse
 
 BF16, F16 = jnp.bfloat16, jnp.float16
@@ -200,3 +200,16 @@ def test_training_takes_what_has_a_gradient() -> None:
     assert choose_attention("auto", gpu("9.0"), BF16, 128, gradient=True)[0] == "cudnn"
     with pytest.raises(OsjaxError, match="attention pallas has no gradient: train with --attention auto"):
         choose_attention("pallas", gpu("9.0"), BF16, 128, gradient=True)
+
+
+def test_the_reason_is_told_where_there_is_one() -> None:
+    for name, device, dtype, width in (
+        ("xla", CPU, F16, 7),
+        ("cudnn", gpu("8.0"), F16, 96),
+        ("pallas", gpu("9.0"), BF16, 64),
+    ):
+        assert why_not(name, device, dtype, width) is None
+    assert "needs an NVIDIA GPU and bf16 or fp16, not cpu" in why_not("cudnn", CPU, BF16)
+    assert "needs a Hopper GPU" in why_not("pallas", gpu("8.0"), BF16)
+    assert why_not("pallas", gpu("9.0"), BF16, 96) == "knows head widths 64 and 128, not 96"
+    assert why_not("pallas", gpu("9.0"), BF16, gradient=True) == "has no gradient"

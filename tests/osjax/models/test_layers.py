@@ -1,4 +1,4 @@
-"""Small layers: the table whose gradient is a matrix product."""
+"""Small layers: the table whose gradient is a matrix product, and the end of float16."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from osjax.models.layers import Embed
+from osjax.models.layers import Embed, in_range
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -26,3 +26,12 @@ def test_rows_and_their_gradient_are_those_of_a_lookup(dtype):
     np.testing.assert_array_equal(ours(ids), table[ids])
     np.testing.assert_allclose(gradient, theirs, rtol=1e-6 if dtype == jnp.float32 else 2**-8, atol=1e-6)
     assert not gradient[6].any()  # never looked up
+
+
+def test_only_float16_is_kept_in_its_range():
+    wide = jnp.array([1.0, jnp.inf, -jnp.inf, jnp.nan], jnp.float16)
+    np.testing.assert_array_equal(in_range(wide), np.array([1.0, 65504, -65504, np.nan], np.float16))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        kept = in_range(wide.astype(dtype))
+        assert kept.dtype == dtype
+        np.testing.assert_array_equal(kept.astype(jnp.float32), wide.astype(jnp.float32))

@@ -101,3 +101,14 @@ def test_residual_stream_beyond_float16():
     model = encoder(jnp.float16)
     model.blocks.wo.kernel[...] = jnp.full_like(model.blocks.wo.kernel[...], 30000.0)
     assert np.isfinite(model(IDS_BL)).all()
+
+
+def test_half_precision_reaches_beyond_its_range_between_the_two_layers():
+    """XXL's hidden activations, and their sums, are larger than float16 can tell."""
+    exact = encoder()
+    arrays = leaves.flatten(exact)
+    large = arrays | {name: 3e3 * arrays[name] for name in ("blocks.wi.kernel", "blocks.gate.kernel")}
+    large["blocks.wo.kernel"] = 1e-4 * arrays["blocks.wo.kernel"]
+    states = leaves.unflatten(exact, large)(IDS_BL)
+    half = leaves.unflatten(encoder(jnp.float16), {k: v.astype(jnp.float16) for k, v in large.items()})(IDS_BL)
+    np.testing.assert_allclose(half.astype(jnp.float32), states, atol=0.02 * float(jnp.abs(states).max()))

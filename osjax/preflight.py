@@ -1,0 +1,244 @@
+"""Whether what is asked for fits on the devices, before anything is loaded or drawn.
+
+Weights are counted off the bundle's manifest. What a stage makes beside them is read off the trace of the very function
+that the pipeline runs (`osjax/liveness.py`), on shapes alone; a tenth is added for what libraries use for themselves.
+How close it is, for the published model in bf16 on one H100 (docs/performance.md): 256px 25.2 GB where 24.6 were
+measured, 768px 30.6 where 29.2 were, decoding 256px 18.4 where 17 were. Nothing was measured of text encoding, encoding
+references, meshes of several devices, the high-compression model, or decoding at 768px. CPUs compute convolutions of 16
+bits in float32 and need more than it says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from osjax.bundle import Bundle
+from osjax.kernels.attention import Attention
+from osjax.kernels.attention_ref import reference_attention
+from osjax.liveness import peak_bytes, tree_bytes
+from osjax.media import to_uint8
+from osjax.models.rngs import ModuleRngs
+from osjax.models.rope import Rope
+from osjax.parallel.mesh import MeshShape
+from osjax.parallel.ulysses import JointSequence
+from osjax.request import Request
+from osjax.residency import MODELS, model_config
+from osjax.roles import VIDEO, Roles, prompt_used, sampling_options
+from osjax.sampling import guidance
+from osjax.sampling.denoise import Branches, Where, euler_step
+from osjax.sampling.geometry import LatentGrid
+from osjax.sizes import Shape, continued, shape_of
+
+MARGIN = 1.1
+BRANCHES = 3  # of guidance, whose inputs wait on the device whether they are computed or not
+GB = 1e9
+_Abstract = jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What memory depends on: requests that are drawn together, on which devices, in what dtype, with which attention
+    (by the name that was chosen), by which components. beside: others that stay on the devices all the while."""
+
+    requests: tuple[Request, ...]
+    mesh: MeshShape
+    dtype: jnp.dtype
+    offload: bool
+    attention: str
+    roles: Roles = VIDEO
+    beside: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage on each device. weights: GB of the models that are there; activations: GB of all else it makes."""
+
+    name: str
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a setting takes. size: height, width in pixels; tokens: of one video, without and with the text's;
+    passes: forward passes for each video; weights: model → GB on each device; stages in the order in which they run."""
+
+    setting: Setting
+    size: tuple[int, int]
+    frames: int
+    grid: LatentGrid
+    text_tokens: int
+    passes: int
+    parameters: Mapping[str, int]
+    weights: Mapping[str, float]
+    stages: tuple[Stage, ...]
+
+    @property
+    def peak(self) -> Stage:
+        """The stage that needs the most."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+    def fits(self, room: float | None) -> bool | None:
+        """Whether it does into `room` GB on each device; None if that is not known."""
+        return None if room is None else self.peak.total <= room
+
+
+def estimate(bundle: Bundle, setting: Setting) -> Estimate:
+    """Traces each stage on shapes. Raises OsjaxError for a request that the bundle cannot draw."""
+    first, roles = setting.requests[0], setting.roles
+    vae, mmdit = (model_config(bundle.component(name)) for name in (roles.vae, roles.mmdit))
+    parts = [shape_of(first, vae, mmdit.patch_size)]
+    parts += [continued(parts[0], first, vae)] * first.extend
+    itemsize = np.dtype(setting.dtype).itemsize
+    components = dict.fromkeys((*roles.components, *setting.beside))
+    parameters = {name: bundle.component(name).parameters for name in components}
+    weights = {name: count * itemsize / GB for name, count in parameters.items()}
+    needs = _activations(bundle, setting, parts)
+    stages, resident = [], list(setting.beside)
+    for name, (model, activations) in needs.items():
+        resident = [model] if setting.offload else [*dict.fromkeys([*resident, model])]
+        held = sum(weights[each] for each in resident)
+        stages.append(Stage(name, held, MARGIN * activations / GB))
+    return Estimate(
+        setting=setting,
+        size=parts[0].size,
+        frames=sum(part.kept.stop - part.kept.start for part in parts),
+        grid=parts[0].grid,
+        text_tokens=bundle.component("t5").max_length,
+        passes=sum(_passes(setting, part, mmdit.guidance_embed) for part in parts),
+        parameters=parameters,
+        weights=weights,
+        stages=tuple(stages),
+    )
+
+
+def _given_frames(shape: Shape) -> int:
+    """Frames of each reference, 0 if there is none."""
+    return shape.reference_frames if shape.kind.references else 0
+
+
+def _passes(setting: Setting, shape: Shape, told: bool) -> int:
+    requests, options = setting.requests, sampling_options(setting.requests[0])
+    plan = guidance.plan(
+        options.branch_scales(told),
+        options.steps,
+        shape.grid.t,
+        image_condition=shape.kind.is_image,
+        same_text=all(prompt_used(request, setting.roles) == request.negative_prompt for request in requests),
+        same_condition=not _given_frames(shape),
+    )
+    return guidance.forward_passes(plan)
+
+
+def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> dict[str, tuple[str, int]]:
+    """Stage → (its model, bytes that it makes on each device), in order; references only where there are some.
+
+    parts: of a video, which differ in their references only.
+    """
+    roles, shape, given = setting.roles, parts[0], max(map(_given_frames, parts))
+
+    def model(name: str) -> tuple[str, Any, jnp.dtype]:
+        component = bundle.component(name)
+        return component.kind, model_config(component), setting.dtype
+
+    count, length = len(setting.requests), bundle.component("t5").max_length
+    found = {
+        "text (T5)": ("t5", _text_bytes(*model("t5"), count, length)),
+        "text (CLIP)": ("clip", _text_bytes(*model("clip"), count, bundle.component("clip").max_length)),
+    }
+    if given:
+        found["references (VAE encode)"] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
+    denoise = _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, setting.mesh, setting.attention)
+    found["denoise"] = roles.mmdit, denoise
+    found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
+    return found
+
+
+# Each is kept: settings that are compared differ in few of their stages.
+@functools.cache
+def _model(kind: str, config: Any, dtype: jnp.dtype) -> nnx.Module:
+    return nnx.eval_shape(lambda: MODELS[kind][0](config, rngs=ModuleRngs(0), dtype=dtype))
+
+
+@functools.cache
+def _text_bytes(kind: str, config: Any, dtype: jnp.dtype, count: int, length: int) -> int:
+    ids_bl = _Abstract((count, length), jnp.int32)
+    return peak_bytes(lambda encoder, ids_bl: encoder(ids_bl), _model(kind, config, dtype), ids_bl)
+
+
+@functools.cache
+def _encode_bytes(kind: str, config: Any, dtype: jnp.dtype, size: tuple[int, int, int]) -> int:
+    clip = _Abstract((1, *size, 3), dtype)
+    encode = peak_bytes(lambda vae, clip_bthwc: vae.encode(clip_bthwc), _model(kind, config, dtype), clip)
+    return tree_bytes(clip) + encode
+
+
+@functools.cache
+def _decode_bytes(kind: str, config: Any, dtype: jnp.dtype, count: int, grid: LatentGrid) -> int:
+    """Of one video, with the latents of all."""
+    z_bthwc = _Abstract(grid.noise_shape(config.latent_channels), jnp.float32)
+    decode = peak_bytes(lambda vae, z_bthwc: to_uint8(vae.decode(z_bthwc)), _model(kind, config, dtype), z_bthwc)
+    return count * tree_bytes(z_bthwc) + decode
+
+
+@functools.cache
+def _denoise_bytes(
+    kind: str,
+    config: Any,
+    dtype: jnp.dtype,
+    count: int,
+    length: int,
+    grid: LatentGrid,
+    mesh: MeshShape,
+    attention: str,
+) -> int:
+    sequence = JointSequence(length, grid.tokens, mesh.seq)
+    length, tokens = length + sequence.text_padding, grid.tokens + sequence.image_padding
+    rows = count + -count % mesh.data
+    f32 = functools.partial(_Abstract, dtype=jnp.float32)
+    angles = f32((1, tokens, config.head_dim // 2))
+    inputs = (
+        f32((rows, tokens, config.in_channels)),
+        Branches(
+            _Abstract((BRANCHES, rows, length, config.context_in_dim), dtype),
+            _Abstract((BRANCHES, rows, config.vec_in_dim), dtype),
+            f32((BRANCHES, rows, tokens, config.cond_channels)) if config.cond_embed else None,
+        ),
+        Rope(angles, angles),
+        f32((BRANCHES, tokens)),
+        _Abstract((BRANCHES,), jnp.int32),
+        _Abstract((), jnp.int32),
+        f32(()),
+        f32(()),
+        f32((rows,)) if config.guidance_embed else None,
+    )
+    axes = dataclasses.asdict(mesh)
+    where = Where(AbstractMesh(tuple(axes.values()), tuple(axes)), _traced_attention(attention))
+    step = functools.partial(euler_step, sequence=sequence, where=where)
+    return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype), *inputs)
+
+
+def _traced_attention(name: str) -> Attention:
+    return reference_attention if name == "xla" else _fused
+
+
+def _fused(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
+    """Stands in for a fused kernel when traced: it reads three arrays and makes one, and is never run."""
+    return jax.pure_callback(_never, _Abstract(q_bnhd.shape, q_bnhd.dtype), q_bnhd, k_bmhd, v_bmhd)
+
+
+def _never(*arrays: Any) -> Any:
+    raise AssertionError("a stand-in that is only traced was run")

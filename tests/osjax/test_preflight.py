@@ -1,0 +1,111 @@
+"""What a request is said to take: the published sizes, by their manifest alone, and the embedded bundle."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from osjax.bundle import Bundle, Component
+from osjax.errors import OsjaxError
+from osjax.parallel.mesh import MeshShape
+from osjax.pipeline import Pipeline
+from osjax.preflight import Setting, estimate
+from osjax.request import Request
+
+COUNTS = {"mmdit": 11_891_390_528, "hunyuan_vae": 246_478_803, "t5": 4_762_310_656, "clip": 123_060_480}
+
+
+def component(kind, max_length=None):
+    return Component(kind, {}, "bfloat16", COUNTS[kind], 2 * COUNTS[kind], kind, None, max_length)
+
+
+PUBLISHED = Bundle(
+    path=Path("published"),
+    digest="",
+    components={
+        "mmdit": component("mmdit"),
+        "vae": component("hunyuan_vae"),
+        "t5": component("t5", 512),
+        "clip": component("clip", 77),
+    },
+    sources={},
+    settings={},
+    osjax="",
+)
+
+
+def setting(count=1, mesh=None, offload=True, attention="cudnn", **options) -> Setting:
+    return Setting((Request("a", **options),) * count, mesh or MeshShape(), jnp.bfloat16, offload, attention)
+
+
+def found(**options):
+    return estimate(PUBLISHED, setting(**options))
+
+
+def stage(name, **options):
+    return next(each for each in found(**options).stages if each.name.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "measured"),
+    [("denoise", "256px", 24.6), ("denoise", "768px", 29.2), ("decode", "256px", 17)],
+)
+def test_it_is_a_little_above_what_was_measured(name, resolution, measured):
+    """On one H100, docs/performance.md."""
+    assert measured <= stage(name, resolution=resolution).total <= 1.1 * measured
+
+
+def test_sizes_and_passes():
+    told = found(resolution="768px")
+    assert (told.size, told.frames, told.grid.tokens, told.text_tokens) == ((576, 1024), 129, 76032, 512)
+    assert told.passes == 80
+    assert found(cond_type="i2v_head", refs=("a.png",)).passes == 110
+    assert found(cond_type="i2v_head", refs=("a.png",), num_frames=1).passes == 80, "one frame takes no reference"
+    assert found(guidance=1.0, guidance_img=1.0).passes == 50
+    assert told.parameters["mmdit"] == COUNTS["mmdit"]
+    assert told.weights["mmdit"] == pytest.approx(23.78, abs=0.01)
+
+
+def test_without_offload_what_was_used_stays():
+    stays = [round(each.weights, 1) for each in found(offload=False).stages]
+    goes = [round(each.weights, 1) for each in found(offload=True).stages]
+    assert stays == [9.5, 9.8, 33.6, 34.0]
+    assert goes == [9.5, 0.2, 23.8, 0.5]
+
+
+def test_references_are_a_stage_where_there_are_some():
+    names = [each.name for each in found(cond_type="v2v_head", refs=("a.mp4",)).stages]
+    assert names == ["text (T5)", "text (CLIP)", "references (VAE encode)", "denoise", "decode (VAE)"]
+    assert stage("references", cond_type="v2v_head", refs=("a.mp4",)).activations > 1
+
+
+def test_what_makes_it_more_and_less():
+    one = stage("denoise").activations
+    assert 1.3 * one < stage("denoise", count=2).activations < 2 * one
+    assert stage("denoise", count=2, mesh=MeshShape(data=2)).activations == pytest.approx(one, rel=0.05)
+    assert stage("denoise", resolution="768px", mesh=MeshShape(seq=4)).activations < 0.4 * 6.8
+    assert stage("denoise", attention="xla").activations > one
+    assert stage("denoise", num_frames=33).activations < one
+    assert found(mesh=MeshShape(seq=7)).peak.name == "denoise", "tokens and heads need not divide"
+
+
+def test_the_peak_and_whether_it_fits():
+    told = found()
+    assert told.peak.name == "denoise"
+    assert (told.fits(80.0), told.fits(20.0), told.fits(None)) == (True, False, None)
+
+
+def test_what_cannot_be_drawn_is_said():
+    with pytest.raises(OsjaxError, match="no aspect ratio"):
+        found(aspect_ratio="7:5")
+
+
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=4"])
+def test_a_pipeline_estimates_what_it_would_draw_and_loads_nothing(mesh):
+    pipeline = Pipeline.load(mesh=mesh, dtype="fp32", progress=False)
+    request = Request("a cat", resolution=None, height=32, width=48, num_frames=5, num_steps=3)
+    told = pipeline.estimate([request, dataclasses.replace(request, seed=1)])
+    assert (told.size, told.frames, told.passes, told.grid.tokens) == ((32, 48), 5, 6, 12)
+    assert 0 < told.peak.total < 1
+    assert not pipeline.residency._modules

@@ -1,0 +1,69 @@
+"""What devices have, what would help, and how it is said."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from osjax import room
+from osjax.parallel.mesh import MeshShape
+from osjax.preflight import Setting, estimate
+from osjax.request import Request
+from tests.osjax.test_preflight import PUBLISHED
+
+
+def device(**stats):
+    return types.SimpleNamespace(memory_stats=lambda: stats or None)
+
+
+def given(count=1, offload=False, **options):
+    setting = Setting((Request("a", **options),) * count, MeshShape(), jnp.bfloat16, offload, "cudnn")
+    return estimate(PUBLISHED, setting)
+
+
+def test_the_least_that_every_device_has():
+    first, second = device(bytes_limit=80e9, bytes_in_use=1e9), device(bytes_limit=60e9, bytes_in_use=0)
+    assert room.memory(first) == room.Memory(79, 80)
+    assert room.least([first, second]) == room.Memory(60, 60)
+    assert room.least([first, device()]) is None
+    assert room.least(jax.devices("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "devices", "options", "helps"),
+    [
+        (40, 1, {}, "--offload True needs 25.2 GB"),
+        (34, 1, {"resolution": "768px", "offload": True, "count": 2}, "--batch_size 1 needs 30.6 GB"),
+        (29, 8, {"resolution": "768px", "offload": True}, "--mesh data=1,seq=2 needs"),
+        (29, 1, {"resolution": "768px", "offload": True}, "--resolution 256px needs 25.2 GB"),
+        (25, 1, {"offload": True}, "--num_frames 65 needs 24."),
+        (29, 1, {"resolution": "768px"}, "--offload True --resolution 256px needs 25.2 GB"),
+        (10, 1, {}, "no option of osjax generate makes it fit"),
+        (80, 1, {}, "--offload True needs 25.2 GB"),  # it ought to fit: other programs may be there
+        (None, 1, {}, "whose memory is not known: --offload True needs 25.2 GB"),
+    ],
+)
+def test_the_first_option_that_helps(memory, devices, options, helps):
+    line = room.shortage(PUBLISHED, given(**options), memory, devices)
+    assert helps in line
+    assert "GB on each device" in line
+    assert "\n" not in line
+
+
+def test_remedies_need_less_and_go_with_the_request():
+    told = given(cond_type="v2v_head", refs=("a.mp4",), offload=True)
+    options = [words for words, _ in room.remedies(PUBLISHED, told, 1)]
+    assert options == ["--num_frames 65", "--num_frames 33"], "fewer frames than the reference gives cannot be drawn"
+    assert all(other.peak.total < told.peak.total for _, other in room.remedies(PUBLISHED, told, 1))
+
+
+@pytest.mark.parametrize(
+    ("memory", "verdict"),
+    [(80, "51.9 GB of 80 GB: it fits"), (40, "it does not fit: decode (VAE) needs 51.9 GB"), (None, "is not known")],
+)
+def test_the_text(memory, verdict):
+    text = room.describe(PUBLISHED, given(), memory, 1)
+    for part in ("336 x 192 pixels, 129 frames", "8316 image tokens, 512 text tokens", "80 forward passes", verdict):
+        assert part in text
+    assert "mmdit 23.8 (11,891.4 M parameters)" in text
