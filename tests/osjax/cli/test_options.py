@@ -44,6 +44,7 @@ RUNBOOK = {
     "--offload": ("offload", "True", True),
     "--dtype": ("dtype", "fp16", "fp16"),
     "--batch_size": ("batch_size", "2", 2),
+    "--dry-run": ("dry_run", "True", True),
     "--start_index": ("start_index", "1", 1),
     "--end_index": ("end_index", "4", 4),
     "--fps_save": ("fps_save", "16", 16),
