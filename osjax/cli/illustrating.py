@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from osjax import provenance
 from osjax.errors import OsjaxError
 from osjax.request import Request
-from osjax.sampling.geometry import resolution_pixels, size_of_image
 
 if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
@@ -35,6 +34,8 @@ def read_illustration(config: ConfigDict) -> Illustration | None:
     """The pictures that a configuration asks for, if any. Raises OsjaxError for a resolution that is none."""
     if not config.use_t2i2v:
         return None
+    from osjax.sampling.geometry import resolution_pixels  # not above: imports JAX, which has to be prepared first
+
     resolution_pixels(config.img_resolution)
     return Illustration(config.img_resolution, config.img_guidance)
 
@@ -44,6 +45,8 @@ def picture_of(request: Request, illustration: Illustration, pipeline: Pipeline)
 
     Raises OsjaxError for a video that starts from something else already, or is a picture itself.
     """
+    from osjax.sampling.geometry import size_of_image  # not above, as in `read_illustration`
+
     if request.refs or request.cond_type not in ("t2v", COND_TYPE):
         raise OsjaxError("use_t2i2v draws the first frame itself: leave out --ref and --cond_type")
     if request.num_frames == 1:

@@ -45,6 +45,9 @@ RUNBOOK = {
     "--dtype": ("dtype", "fp16", "fp16"),
     "--batch_size": ("batch_size", "2", 2),
     "--dry-run": ("dry_run", "True", True),
+    "--use_t2i2v": ("use_t2i2v", "True", True),
+    "--img-resolution": ("img_resolution", "512px", "512px"),
+    "--img_guidance": ("img_guidance", "3.5", 3.5),
     "--start_index": ("start_index", "1", 1),
     "--end_index": ("end_index", "4", 4),
     "--fps_save": ("fps_save", "16", 16),
@@ -164,7 +167,7 @@ def test_any_command_line_is_read_or_refused_in_one_line(words):
         (["--prompt", "a", "red", "ball"], "'red' follows no key"),
         (
             ["128px"],
-            "no configuration '128px': give the path of a .py file, or one of 256px, 768px, high_compression, tiny",
+            "no configuration '128px': give the path of a .py file, or one of 256px, 768px, high_compression, t2i2v_256px, t2i2v_768px, tiny",
         ),
         (["missing/file.py"], "no configuration 'missing/file.py'"),
         (["--resolution", "256px", "--height", "64"], "the size is given twice"),
