@@ -167,7 +167,8 @@ def test_any_command_line_is_read_or_refused_in_one_line(words):
         (["--prompt", "a", "red", "ball"], "'red' follows no key"),
         (
             ["128px"],
-            "no configuration '128px': give the path of a .py file, or one of 256px, 768px, high_compression, t2i2v_256px, t2i2v_768px, tiny",
+            "no configuration '128px': give the path of a .py file, or one of 256px, 768px, high_compression, "
+            "t2i2v_256px, t2i2v_768px, tiny",
         ),
         (["missing/file.py"], "no configuration 'missing/file.py'"),
         (["--resolution", "256px", "--height", "64"], "the size is given twice"),
