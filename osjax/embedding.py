@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from osjax.pipeline import Pipeline, Texts, explaining_memory
+from osjax.pipeline import Pipeline, Texts
 from osjax.request import Request
 from osjax.roles import prompt_used
+from osjax.room import explaining_memory
 
 FEW = 8  # batches of texts that need no bar of their own
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
 from osjax.preflight import Estimate, Setting, estimate
+from osjax.record import Means, record
 from osjax.request import Request, continuation_seed
 from osjax.residency import Residency
 from osjax.roles import IMAGE, VIDEO, Roles, prompt_used, sampling_options
@@ -45,17 +45,6 @@ DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 log = logging.getLogger(__name__)
 _BROKEN = "convert the bundle again"
 _encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
-
-
-@contextlib.contextmanager
-def explaining_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turns a device that runs out of memory into an OsjaxError; advice: says what is needed, and what helps."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OsjaxError(f"the device's memory is full: {advice()}") from error
 
 
 class Texts(NamedTuple):
@@ -181,7 +170,7 @@ class Pipeline:
         """
         if any(request.shared() != requests[0].shared() for request in requests):
             raise ValueError("requests that are drawn together must differ in prompts, references and seeds only")
-        with explaining_memory(lambda: self.shortage(requests)):
+        with room.explaining_memory(lambda: self.shortage(requests)):
             return self._run(requests, texts)
 
     def _run(self, requests: Sequence[Request], texts: Texts | None) -> list[Video]:
@@ -198,8 +187,10 @@ class Pipeline:
             seeded = [dataclasses.replace(r, seed=continuation_seed(r.seed, number)) for r in requests]
             new_bthwc, more = self._draw(seeded, shape, texts, last, seconds)
             frames_bthwc, passes = np.concatenate([frames_bthwc, new_bthwc], axis=1), passes + more
+        mesh, digest = self.where.mesh, self.bundle.digest
+        means = Means(self.label, digest, self.loras, mesh, self.dtype, self.attention, self.roles)
         return [
-            Video(frames, request.fps, self._provenance(requests, index, frames, passes, seconds))
+            Video(frames, request.fps, record(means, requests, index, frames, passes, seconds))
             for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
         ]
 
@@ -320,44 +311,6 @@ class Pipeline:
                     raise not_finite("the decoded frames are", layer, self.residency.dtype, _BROKEN)
                 videos.append(np.asarray(to_uint8(x_thwc)))
         return np.stack(videos)
-
-    def _provenance(
-        self,
-        requests: Sequence[Request],
-        index: int,
-        frames: np.ndarray,
-        passes: int,
-        seconds: dict[str, float],
-    ) -> provenance.Provenance:
-        request = requests[index]
-        return provenance.Provenance(
-            prompt=request.prompt,
-            prompt_used=prompt_used(request, self.roles),
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            height=frames.shape[1],
-            width=frames.shape[2],
-            num_frames=len(frames),
-            fps=request.fps,
-            steps=request.num_steps,
-            guidance=dataclasses.asdict(sampling_options(request).guidance),
-            cond_type=request.cond_type,
-            refs=tuple(provenance.Reference.of(path) for path in request.refs),
-            forward_passes=passes,
-            seconds={stage: round(value, 3) for stage, value in seconds.items()},
-            bundle=self.label,
-            bundle_sha256=self.bundle.digest,
-            osjax_version=importlib.metadata.version("osjax"),
-            jax_version=jax.__version__,
-            device=self.where.mesh.devices.flat[0].device_kind,
-            mesh=dict(self.where.mesh.shape),
-            dtype=self.dtype,
-            attention=self.attention,
-            batch_size=len(requests),
-            batch_index=index,
-            request=dataclasses.asdict(request),
-            loras=self.loras,
-        )
 
 
 def _all_finite(arrays: Any) -> bool:

@@ -5,6 +5,7 @@ GB are 1e9 bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,17 @@ class Memory:
 
     free: float
     total: float
+
+
+@contextlib.contextmanager
+def explaining_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns a device that runs out of memory into an OsjaxError; advice: says what is needed, and what helps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OsjaxError(f"the device's memory is full: {advice()}") from error
 
 
 def memory(device: jax.Device) -> Memory | None:

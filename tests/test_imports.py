@@ -23,6 +23,7 @@ CHAIN = (
     "sizes",
     "preflight",
     "room",
+    "record",
     "pipeline",
     "embedding",
     "training",
@@ -34,7 +35,8 @@ LEAVES = frozenset(
     | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset(
-    {"adapters", "residency", "roles", "sizes", "preflight", "room", "pipeline", "embedding", "training", "cli"}
+    {"adapters", "residency", "roles", "sizes", "preflight", "room", "record", "pipeline", "embedding", "training"}
+    | {"cli"}
 )
 
 # Where else a package may be imported from; the tests are free.

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from osjax.errors import OsjaxError
 from osjax.parallel.mesh import TrainingMeshShape, make_mesh, parse_mesh
-from osjax.pipeline import explaining_memory
+from osjax.room import explaining_memory
 from osjax.training.metrics import Metrics
 from osjax.training.options import TrainConfig
 from osjax.training.snapshots import Snapshots

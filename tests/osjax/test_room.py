@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from osjax import room
+from osjax.errors import OsjaxError
 from osjax.parallel.mesh import MeshShape
 from osjax.preflight import Setting, estimate
 from osjax.request import Request
@@ -67,3 +68,8 @@ def test_the_text(memory, verdict):
     for part in ("336 x 192 pixels, 129 frames", "8316 image tokens, 512 text tokens", "80 forward passes", verdict):
         assert part in text
     assert "mmdit 23.8 (11,891.4 M parameters)" in text
+
+
+def test_a_full_device_says_what_helps():
+    with pytest.raises(OsjaxError, match="memory is full: buy more"), room.explaining_memory(lambda: "buy more"):
+        jax.block_until_ready(jnp.zeros((1 << 45,)))
