@@ -13,6 +13,7 @@ from tests.osjax.training import micro
 
 OPTIONS = {
     "mmdit": micro.MMDIT,
+    "flux": micro.MMDIT,
     "t5": micro.T5,
     "clip": micro.CLIP,
     "hunyuan_vae": micro.VAE,

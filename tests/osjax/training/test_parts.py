@@ -151,7 +151,7 @@ def test_what_cannot_be_written_leaves_the_old_bundle(drawn, bundle, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vae", {"kind": "hunyuan"}, r"new.vae.kind is 'hunyuan': use one of mmdit, hunyuan_vae, t5, clip"),
+        ("vae", {"kind": "hunyuan"}, r"new.vae.kind is 'hunyuan': use one of mmdit, flux, hunyuan_vae, t5, clip"),
         ("vae", {"latent_channels": 4}, r"new.vae.kind is None"),
         ("vae", {**micro.VAE, "chanels": 3}, r"hunyuan_vae has unknown options chanels"),
         ("mmdit", {**micro.MMDIT, "num_heads": 3}, r"hidden_size 16 does not divide into 3 heads"),
