@@ -100,7 +100,10 @@ def _written_out(equation: Any, body: Any, numbers: dict[Any, int], fresh: Itera
 def _entering(equation: Any, body: Any) -> int:
     """What a loop makes of its operands before its body runs: this turn's slices, and what is handed on to it."""
     if equation.primitive.name == "scan":
-        return sum(map(_bytes, body.invars[equation.params["num_consts"] :]))
+        # Carried arrays have the same shape inside, slices a dimension less; the constants before them are not copied.
+        carried = sum(_shape(outer) == _shape(inner) for outer, inner in _pairs(equation.outvars, body.outvars))
+        sliced = sum(_shape(outer) != _shape(inner) for outer, inner in _pairs(equation.invars, body.invars))
+        return sum(map(_bytes, body.invars[len(body.invars) - carried - sliced :]))
     if equation.primitive.name == "while":
         return sum(map(_bytes, body.outvars))
     return 0
@@ -170,8 +173,15 @@ def _is_variable(atom: Any) -> bool:
     return not hasattr(atom, "val")
 
 
+_pairs = functools.partial(zip, strict=True)
+
+
+def _shape(variable: Any) -> tuple[int, ...] | None:
+    return getattr(variable.aval, "shape", None)
+
+
 def _bytes(variable: Any) -> int:
-    shape, dtype = getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
+    shape, dtype = _shape(variable), getattr(variable.aval, "dtype", None)
     if shape is None or dtype is None:
         return 0
     size = np.dtype(dtype).itemsize if not jnp.issubdtype(dtype, jax.dtypes.extended) else 8

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from osjax.bundle import Bundle
 from osjax.kernels.attention import Attention
@@ -226,7 +226,10 @@ def _denoise_bytes(
         f32((rows,)) if config.guidance_embed else None,
     )
     axes = dataclasses.asdict(mesh)
-    where = Where(AbstractMesh(tuple(axes.values()), tuple(axes)), _traced_attention(attention))
+    where = Where(
+        AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)),
+        _traced_attention(attention),
+    )
     step = functools.partial(euler_step, sequence=sequence, where=where)
     return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype), *inputs)
 

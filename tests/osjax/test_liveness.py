@@ -52,7 +52,7 @@ def test_slices_of_stacked_weights_count_one_at_a_time():
 
 
 def test_inside_a_shard_map_a_device_holds_its_part():
-    mesh = jax.sharding.AbstractMesh((4,), ("seq",))
+    mesh = jax.sharding.AbstractMesh((4,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("seq")
     part = jax.shard_map(lambda x: jnp.sort(x) @ jnp.ones((100, 100)), mesh=mesh, in_specs=rows, out_specs=rows)
     assert BYTES < peak_bytes(part, X) < 2.6 * BYTES
