@@ -10,6 +10,7 @@ from osjax.request import Request
 
 if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
+    from osjax.preflight import Estimate
 
 
 def tell(parts: Sequence[tuple[Sequence[Sequence[Request]], Pipeline]]) -> None:
@@ -23,18 +24,21 @@ def tell(parts: Sequence[tuple[Sequence[Sequence[Request]], Pipeline]]) -> None:
     from osjax import room
 
     misfits, counts, passes, beside = [], [], 0, ()
+    there, devices = room.least(list(parts[0][1].where.mesh.devices.flat)), jax.device_count()
+    free = there and there.free
     for groups, pipeline in parts:
         estimates = [pipeline.estimate(group, beside) for group in groups]
-        there, devices = room.least(list(pipeline.where.mesh.devices.flat)), jax.device_count()
-        free = there and there.free
-        for given in {(each.size, each.frames, each.passes): each for each in reversed(estimates)}.values():
+        kinds: dict[tuple, Estimate] = {}
+        for each in estimates:
+            kinds.setdefault((each.size, each.frames, each.passes), each)  # the first of a kind is the fullest
+        for given in kinds.values():
             print(room.describe(pipeline.bundle, given, free, devices), end="\n\n")
             if given.fits(free) is False:
                 misfits.append(room.shortage(pipeline.bundle, given, free, devices))
         name = "videos" if pipeline.roles.told_motion else "pictures"
-        counts.append(f"{sum(map(len, groups))} {name}")
+        counts.append(f"{name}: {sum(map(len, groups))}")
         passes += sum(len(group) * each.passes for group, each in zip(groups, estimates, strict=True))
         beside = (*beside, *pipeline.roles.components)
-    print(f"{', '.join(counts)}, {passes} forward passes in all", flush=True)
+    print(f"{', '.join(counts)}, forward passes in all: {passes}", flush=True)
     if misfits:
         raise OsjaxError(f"it does not fit: {misfits[0]}")

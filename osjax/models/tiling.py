@@ -9,6 +9,7 @@ tile on its left, both of which are blended already; only then is it cropped.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -97,7 +98,7 @@ class Tiling:
         return self.space is not None and max(h, w) > self.space.size
 
 
-class TiledConfig:
+class TiledConfig(abc.ABC):
     """Config of an autoencoder that runs tile by tile. `_tiling(order)` is its own: the tiles of what goes in, where
     order(of pixels, of latents) gives (of what goes in, of what comes out)."""
 
@@ -111,8 +112,9 @@ class TiledConfig:
         """Tiles of the latents."""
         return self._tiling(lambda pixels, latents: (latents, pixels))
 
+    @abc.abstractmethod
     def _tiling(self, order: Order) -> Tiling:
-        raise NotImplementedError
+        """The tiles that this autoencoder runs by."""
 
 
 class TiledModel(nnx.Module):

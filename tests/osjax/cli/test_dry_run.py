@@ -22,8 +22,17 @@ def test_it_tells_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert told.count("32 x 16 pixels, 5 frames, 2 at once") == 1
     assert told.count("pixels") == 1, "one of each kind"
     assert "what the device has is not known" in told
-    assert told.splitlines()[-1] == "3 videos, 12 forward passes in all"
+    assert told.splitlines()[-1] == "videos: 3, forward passes in all: 12"
     assert not list(tmp_path.iterdir())
+
+
+def test_kinds_are_told_in_the_order_of_the_table_each_by_its_fullest_group(tmp_path, capsys):
+    table = tmp_path / "rows.csv"
+    table.write_text("text,num_frames\na,5\nb,9\nc,5\nd,5\n")
+    words = ["generate", *SMALL, "--dataset.data_path", str(table), "--batch_size", "2", "--dry-run", "True"]
+    assert main.main(words) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "pixels" in line]
+    assert told == ["32 x 16 pixels, 5 frames, 2 at once", "32 x 16 pixels, 9 frames, 1 at once"]
 
 
 def test_a_mistake_is_told_as_ever(capsys):
@@ -52,7 +61,7 @@ def test_pictures_and_the_videos_that_start_from_them(tmp_path, capsys):
     for offload in ("True", "False"):
         assert main.main([*words, "--use_t2i2v", "True", "--img_resolution", "64px", "--offload", offload]) == 0
         told = capsys.readouterr().out
-        assert told.splitlines()[-1] == "1 pictures, 1 videos, 8 forward passes in all"  # 2, and 2 of 3 branches
+        assert told.splitlines()[-1] == "pictures: 1, videos: 1, forward passes in all: 8"  # 2, and 2 of 3 branches
         assert "image_mmdit" in told
         weights[offload] = [float(line.split()[-3]) for line in told.splitlines() if line.strip().startswith("denoise")]
     assert weights["False"][1] > weights["True"][1] > 0
