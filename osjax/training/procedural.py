@@ -23,7 +23,7 @@ from osjax.training.shapes import Scene, scene
 from osjax.training.streams import Indexed
 from osjax.training.text import TokenIds
 
-WORDINGS = 8  # captions written for each encoded clip: writing new ones at every step takes longer than the step
+WORDINGS = 4  # captions written for each encoded clip: writing new ones at every step takes longer than the step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,4 +71,4 @@ def test_the_command_line_asks_of_the_embedded_model_what_its_bundle_wants():
     config = options.load_config("tiny")
     assert wanted.pop("fps") == config.fps_save
     assert wanted == {name: config.sampling_option[name] for name in wanted}
-    assert wanted["flow_shift"] == train_options.load_config("tiny_pairs").flow.flow_shift
+    assert wanted["flow_shift"] == train_options.load_config("tiny_flow").flow.flow_shift
