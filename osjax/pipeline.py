@@ -28,7 +28,7 @@ from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
-from osjax.preflight import Estimate, Setting, estimate
+from osjax.preflight import REFERENCES, Estimate, Setting, estimate
 from osjax.record import Means, record
 from osjax.request import Request, continuation_seed
 from osjax.residency import Residency
@@ -204,6 +204,9 @@ class Pipeline:
     ) -> tuple[np.ndarray, int]:
         """(frames [B, T, H, W, 3] that the shape keeps, forward passes of each); clips: the references, as read."""
         with _timed(seconds, "references"):
+            if any(clips):
+                model = self.roles.mmdit
+                self.residency.expect(model, lambda: self.estimate(requests).allows(model, during=REFERENCES))
             references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
         with _timed(seconds, "denoise"):
             z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)

@@ -39,6 +39,7 @@ from osjax.sampling.geometry import LatentGrid
 from osjax.sizes import Shape, continued, shape_of
 
 MARGIN = 1.1
+REFERENCES = "references (VAE encode)"  # a stage by its name
 BRANCHES = 3  # of guidance, whose inputs wait on the device whether they are computed or not
 GB = 1e9
 _Abstract = jax.ShapeDtypeStruct
@@ -94,6 +95,11 @@ class Estimate:
     def fits(self, room: float | None) -> bool | None:
         """Whether it does into `room` GB on each device; None if that is not known."""
         return None if room is None else self.peak.total <= room
+
+    def allows(self, model: str, *, during: str) -> bool:
+        """Whether the model may be there during a stage that does not need it, and the most that is needed stay."""
+        stage = next(stage for stage in self.stages if stage.name == during)
+        return stage.total + self.weights[model] <= self.peak.total
 
 
 def estimate(bundle: Bundle, setting: Setting) -> Estimate:
@@ -160,7 +166,7 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
         "text (CLIP)": ("clip", _text_bytes(*model("clip"), count, bundle.component("clip").max_length)),
     }
     if given:
-        found["references (VAE encode)"] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
+        found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
     denoise = _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, setting.mesh, setting.attention)
     found["denoise"] = roles.mmdit, denoise
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)

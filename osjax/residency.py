@@ -1,7 +1,8 @@
 """Which parts of a bundle are on the devices, and when.
 
 A part is read from disk at its first use. With `offload` it leaves the devices when its stage ends and waits in host
-memory, so that the largest part alone decides what fits.
+memory, so that the largest part alone decides what fits. Weights never change: what waits there stays there, and
+leaving again is forgetting.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
@@ -31,6 +32,7 @@ from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config, T5Encoder
+from osjax.parallel.host_memory import to_devices, to_host
 from osjax.parallel.specs import SPECS
 
 MODELS: dict[str, tuple[type[nnx.Module], type]] = {
@@ -68,7 +70,10 @@ def abstract_model(component: Component, dtype: jnp.dtype) -> nnx.Module:
 
 
 class Residency:
-    """The models of one bundle on one mesh, in one dtype. `modules`: those that are in memory already."""
+    """The models of one bundle on one mesh, in one dtype.
+
+    modules: those that need not be read; with offloading they are in host memory (`host_memory.to_host`).
+    """
 
     def __init__(
         self,
@@ -83,8 +88,11 @@ class Residency:
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
         self._offload = offload
-        self._modules: dict[str, nnx.Module] = dict(modules or {})
+        self._modules: dict[str, nnx.Module] = {} if offload else dict(modules or {})
+        self._waiting: dict[str, nnx.Module] = dict(modules or {}) if offload else {}
         self._held: set[str] = set()
+        self._coming: dict[str, Future[nnx.Module | None]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._adapters: tuple[tuple[Adapter, float], ...] = ()
 
     @property
@@ -101,7 +109,8 @@ class Residency:
             adapters.check(adapter, self._abstract("mmdit"))
         if tuple(wanted) != self._adapters:
             self._adapters = tuple(wanted)
-            self._modules.pop("mmdit", None)
+            for places in (self._modules, self._waiting, self._coming):
+                places.pop("mmdit", None)
 
     @property
     def offload(self) -> bool:
@@ -126,8 +135,9 @@ class Residency:
         if name in self._held:
             yield self._modules[name]
             return
-        module = self._modules.get(name)
-        module = self._load(name) if module is None else jax.device_put(module, self._sharding)
+        coming = self._coming.pop(name, None)
+        module = coming and coming.result()
+        module = self._bring(name) if module is None else module
         self._modules[name] = module
         self._held.add(name)
         try:
@@ -135,7 +145,29 @@ class Residency:
         finally:
             self._held.remove(name)
             if self._offload:
-                self._modules[name] = jax.tree.map(np.asarray, module)
+                self._leave(name)
+
+    def expect(self, name: str, has_room: Callable[[], bool]) -> None:
+        """Has the model brought by another thread while this one goes on, if it will have room beside what is at work.
+
+        Without offloading it does nothing: there is nothing to gain, and room for all. What goes wrong is raised where
+        the model is needed.
+        """
+        if self._offload and name not in self._held | self._coming.keys():
+            self._coming[name] = self._thread.submit(lambda: self._bring(name) if has_room() else None)
+
+    def _bring(self, name: str) -> nnx.Module:
+        if name in self._waiting:
+            return to_devices(self._waiting[name], self._sharding)
+        module = self._modules.get(name)
+        return self._load(name) if module is None else jax.device_put(module, self._sharding)
+
+    def _leave(self, name: str) -> None:
+        module = self._modules.pop(name)
+        if name not in self._waiting:
+            self._waiting[name] = to_host(module)
+        for array in jax.tree.leaves(module):
+            array.delete()
 
     def _load(self, name: str) -> nnx.Module:
         module = load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)

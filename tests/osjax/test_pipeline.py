@@ -83,6 +83,12 @@ def test_offload_draws_the_same(alone):
     np.testing.assert_array_equal(pipeline(request()).frames, alone.frames)  # the second time from host memory
 
 
+def test_offload_draws_the_same_from_a_picture(pipeline, picture):
+    """The transformer may come while the picture is encoded."""
+    asked = request(cond_type="i2v_head", refs=(picture,))
+    np.testing.assert_array_equal(load(offload=True)(asked).frames, pipeline(asked).frames)
+
+
 def test_a_reference_shows_in_the_first_frame(pipeline, picture):
     video = pipeline(request(cond_type="i2v_head", refs=(picture,)))
     assert video.provenance.refs[0].name == "picture.png"

@@ -10,7 +10,7 @@ from osjax.bundle import Bundle, Component
 from osjax.errors import OsjaxError
 from osjax.parallel.mesh import MeshShape
 from osjax.pipeline import Pipeline
-from osjax.preflight import Setting, estimate
+from osjax.preflight import REFERENCES, Setting, estimate
 from osjax.request import Request
 
 COUNTS = {"mmdit": 11_891_390_528, "hunyuan_vae": 246_478_803, "t5": 4_762_310_656, "clip": 123_060_480}
@@ -72,6 +72,20 @@ def test_without_offload_what_was_used_stays():
     goes = [round(each.weights, 1) for each in found(offload=True).stages]
     assert stays == [9.5, 9.8, 33.6, 34.0]
     assert goes == [9.5, 0.2, 23.8, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "resolution", "during", "allowed"),
+    [
+        ("i2v_head", "256px", REFERENCES, True),
+        ("v2v_head", "256px", REFERENCES, False),
+        ("v2v_head", "768px", REFERENCES, True),
+        ("i2v_head", "768px", "text (T5)", False),
+    ],
+)
+def test_the_transformer_may_come_early_where_that_takes_no_more(kind, resolution, during, allowed):
+    told = found(cond_type=kind, refs=("a",), resolution=resolution)
+    assert told.allows("mmdit", during=during) == allowed
 
 
 def test_references_are_a_stage_where_there_are_some():

@@ -1,0 +1,122 @@
+"""Models come to the devices, wait in host memory, and come back as they were."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from osjax.bundle import read_bundle
+from osjax.errors import OsjaxError
+from osjax.parallel import host_memory
+from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.pipeline import EMBEDDED
+from osjax.residency import Residency
+
+
+def residency(offload=True, mesh="data=1,seq=1"):
+    return Residency(read_bundle(EMBEDDED), make_mesh(parse_mesh(mesh)), jnp.bfloat16, offload=offload)
+
+
+def arrays(module):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(module)]
+
+
+def yes():
+    return True
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """The weights of CLIP, as they lie on disk."""
+    with residency(offload=False).on_device("clip") as module:
+        return arrays(module)
+
+
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=4"])
+def test_a_model_that_left_comes_back_to_the_bit_on_every_device(clip, mesh):
+    models = residency(mesh=mesh)
+    for _ in range(3):
+        with models.on_device("clip") as module:
+            leaves = jax.tree.leaves(module)
+            for leaf, wanted in zip(leaves, clip, strict=True):
+                assert leaf.sharding.memory_kind == "device"
+                assert len(leaf.addressable_shards) == len(make_mesh(parse_mesh(mesh)).devices.flat)
+                for shard in leaf.addressable_shards:
+                    np.testing.assert_array_equal(np.asarray(shard.data), wanted)
+        assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_without_offloading_it_stays():
+    models = residency(offload=False)
+    models.expect("clip", yes)
+    assert models.loaded == ()
+    with models.on_device("clip") as first:
+        pass
+    with models.on_device("clip") as second:
+        assert [a is b for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)]
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert models.loaded == ("clip",)
+
+
+@pytest.mark.parametrize("left_before", [False, True])
+def test_what_is_expected_comes_while_another_works(clip, left_before):
+    models = residency()
+    if left_before:
+        with models.on_device("clip"):
+            pass
+    with models.on_device("t5"):
+        models.expect("clip", yes)
+        models.expect("clip", yes)  # once is enough
+        models.expect("t5", yes)  # which is there
+        coming = models._coming["clip"]
+        coming.result()
+    with models.on_device("clip") as module:
+        assert module is coming.result()
+        for leaf, wanted in zip(arrays(module), clip, strict=True):
+            np.testing.assert_array_equal(leaf, wanted)
+
+
+def test_where_there_is_no_room_it_comes_when_it_is_needed(clip):
+    models, asked = residency(), []
+    with models.on_device("t5"):
+        models.expect("clip", lambda: asked.append(threading.current_thread()))
+        assert models._coming["clip"].result() is None
+    assert asked[0] is not threading.current_thread()
+    with models.on_device("clip") as module:
+        for leaf, wanted in zip(arrays(module), clip, strict=True):
+            np.testing.assert_array_equal(leaf, wanted)
+
+
+def test_what_goes_wrong_is_told_where_the_model_is_needed():
+    models = residency()
+
+    def broken():
+        raise OsjaxError("no such weights")
+
+    models.expect("clip", broken)
+    with pytest.raises(OsjaxError, match="no such weights"), models.on_device("clip"):
+        pass
+    with models.on_device("clip") as module:
+        assert arrays(module)
+
+
+def test_a_copy_waits_in_page_locked_memory_once():
+    mesh = make_mesh(parse_mesh("data=2,seq=4"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    there = host_memory.to_host({"a": jax.device_put(jnp.arange(6.0), everywhere)})["a"]
+    assert there.sharding.memory_kind == "pinned_host"
+    assert len(there.addressable_shards) == 1
+
+
+def test_where_no_more_can_be_locked_ordinary_memory_does(monkeypatch):
+    def full(array):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Failed to allocate host memory")
+
+    monkeypatch.setattr(host_memory, "_page_locked", full)  # a host's limit cannot be reached on a CPU
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    given = jax.device_put(jnp.arange(6.0), sharding)
+    there = host_memory.to_host([given])
+    assert isinstance(there[0], np.ndarray)
+    np.testing.assert_array_equal(host_memory.to_devices(there, sharding)[0], np.arange(6.0))
