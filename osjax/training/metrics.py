@@ -37,8 +37,8 @@ class Metrics:
         if not self._tells:
             return
         self._folder = make_folder(folder)
-        self._start, self._total, self._log_every = start, total_steps, log_every
-        self._since = time.monotonic()
+        self._total, self._log_every = total_steps, log_every
+        self._said = time.monotonic(), start  # when the newest line was written, and of which step
         with _writing(self._folder):
             self._lines = _reopen(self._folder / "metrics.jsonl", start)
             self._events = _open_events(self._folder / "tensorboard")
@@ -88,8 +88,12 @@ class Metrics:
                 self._events.close()
 
     def _left(self, step: int) -> str:
-        """The time that the rest will take at the pace so far, as 1:02:03."""
-        pace = (time.monotonic() - self._since) / max(step - self._start, 1)
+        """The time that the rest will take at the pace since the line before, as 1:02:03.
+
+        Not since the start, which compiled: that would be taken for the pace of the run for a long time.
+        """
+        (before, said), self._said = self._said, (time.monotonic(), step)
+        pace = (self._said[0] - before) / (step - said)
         return tqdm.format_interval(pace * (self._total - step))
 
 

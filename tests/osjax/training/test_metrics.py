@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,26 @@ def test_a_new_run_in_an_old_folder_starts_its_file_anew(tmp_path):
     log_steps(tmp_path, 0, 5).close()
     log_steps(tmp_path, 0, 1).close()
     assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+def test_the_time_left_is_told_at_the_newest_pace(tmp_path, capsys):
+    """A slow start, which compiles, is not taken for the pace of what follows."""
+    metrics = Metrics(tmp_path, 10_000, log_every=2)
+    time.sleep(2)
+    for step in range(1, 5):
+        metrics.log(step, {"loss": 1.0})
+    metrics.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 2/10000 loss 1 left ")
+    assert hours(first) > 1
+    assert hours(second) < hours(first) / 10
+
+
+def hours(line):
+    """Hours left, of a line that ends in minutes:seconds or hours:minutes:seconds."""
+    return sum(
+        float(part) / 60**power for power, part in zip((2, 1, 0), line.split()[-1].split(":")[::-1], strict=False)
+    )
 
 
 def test_what_is_not_finite_is_null(tmp_path):
