@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
                 "scale_temporal_osci": True,
                 "shift": True,
                 "flow_shift": placeholder(float),
+                "speed": "exact",
                 "seed": placeholder(int),
             },
             "seed": 42,

@@ -63,7 +63,7 @@ def _peak(jaxpr: Any) -> int:
     numbers: dict[Any, int] = {}
     operations = list(_operations(jaxpr, numbers, itertools.count()))
     given = {numbers[variable] for variable in (*jaxpr.invars, *jaxpr.constvars)}
-    results = [numbers[variable] for variable in jaxpr.outvars if variable in numbers]
+    results = [numbers[atom] for atom in jaxpr.outvars if _is_variable(atom)]
     return _most_alive(operations, given, results)
 
 

@@ -34,6 +34,7 @@ from osjax.request import Request
 from osjax.residency import MODELS, model_config
 from osjax.roles import VIDEO, Roles, prompt_used, sampling_options
 from osjax.sampling import guidance
+from osjax.sampling.caching import SPEEDS, nothing_kept
 from osjax.sampling.denoise import Branches, Where, euler_step
 from osjax.sampling.geometry import LatentGrid
 from osjax.sizes import Shape, continued, shape_of
@@ -167,7 +168,8 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
-    denoise = _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, setting.mesh, setting.attention)
+    cached = SPEEDS[setting.requests[0].speed] is not None
+    denoise = _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, setting.mesh, setting.attention, cached)
     found["denoise"] = roles.mmdit, denoise
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
     return found
@@ -210,6 +212,7 @@ def _denoise_bytes(
     grid: LatentGrid,
     mesh: MeshShape,
     attention: str,
+    cached: bool,
 ) -> int:
     sequence = JointSequence(length, grid.tokens, mesh.seq)
     length, tokens = length + sequence.text_padding, grid.tokens + sequence.image_padding
@@ -230,7 +233,10 @@ def _denoise_bytes(
         f32(()),
         f32(()),
         f32((rows,)) if config.guidance_embed else None,
+        f32((rows, tokens)),
     )
+    if cached:
+        inputs += jax.eval_shape(lambda: nothing_kept(BRANCHES, rows, tokens, config.hidden_size, dtype)), f32(())
     axes = dataclasses.asdict(mesh)
     where = Where(
         AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)),

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from osjax import provenance
-from osjax.request import Request
+from osjax.request import EXACT, Request
 from osjax.roles import Roles, prompt_used, sampling_options
 
 
@@ -68,4 +68,5 @@ def record(
         batch_index=index,
         request=dataclasses.asdict(request),
         loras=means.loras,
+        approximate=request.speed != EXACT,
     )

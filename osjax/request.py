@@ -15,6 +15,8 @@ from osjax.errors import OsjaxError
 MAX_FRAMES = 129
 MAX_SEED = 2**32 - 1  # JAX keys with 32-bit integers; a larger seed would silently equal a smaller one
 ADVICE = frozenset({"refined_prompt", "dynamic_score", "refined_by"})  # options that a language model fills in
+EXACT = "exact"
+SPEEDS = (EXACT, "balanced", "fast")  # those of `osjax.sampling.caching.SPEEDS`
 SINGULAR = frozenset({"prompt", "negative_prompt", "refs", "seed", "motion_score", *ADVICE})  # see `shared`
 
 
@@ -30,6 +32,7 @@ class Request:
     motion_score: a number told to the model, from "1" for little motion to "7" for much.
     refined_prompt, dynamic_score: what the language model `refined_by` made of the prompt, told to the video's model in
     place of prompt and motion_score.
+    speed: exact, or approximate, and then balanced or fast: forward passes may be cut short where little changes.
     seed: of the noise, and of the posterior sample if `sample_posterior` is set (else references take its mode).
     Raises OsjaxError, naming the option and what it accepts, for a value that cannot be drawn.
     """
@@ -52,6 +55,7 @@ class Request:
     scale_temporal_osci: bool = True
     shift: bool = True
     flow_shift: float | None = None
+    speed: str = EXACT
     seed: int = 0
     fps: int = 24
     motion_score: str = "4"
@@ -85,6 +89,8 @@ class Request:
             )
         if self.extend < 0:
             raise OsjaxError(f"extend is {self.extend}: give how often the video is continued, 0 for not at all")
+        if self.speed not in SPEEDS:
+            raise OsjaxError(f"speed is {self.speed!r}: use exact, or for an approximation balanced or fast")
         if self.num_steps < 1:
             raise OsjaxError(f"num_steps is {self.num_steps}: give at least 1")
         if not 1 <= self.fps <= 240:

@@ -45,4 +45,4 @@ def sampling_options(request: Request) -> SamplingOptions:
         image_osci=request.image_osci,
         scale_temporal_osci=request.scale_temporal_osci,
     )
-    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift)
+    return SamplingOptions(request.num_steps, scales, request.shift, request.flow_shift, request.speed)

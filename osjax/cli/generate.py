@@ -20,7 +20,7 @@ from osjax.cli.illustrating import Illustration, picture_of, picture_stem, read_
 from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine, without_score
 from osjax.errors import OsjaxError
 from osjax.files import make_folder
-from osjax.request import Request
+from osjax.request import EXACT, Request
 
 if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
@@ -150,6 +150,8 @@ def run(plan: Plan) -> None:
             raise OsjaxError(f"cannot write to {folder}: choose another --save_dir")
     if plan.model.path is None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
+    if approximate := dict.fromkeys(job.request.speed for job in plan.jobs if job.request.speed != EXACT):
+        _say(f"speed {', '.join(approximate)} is approximate: exact draws what the model says")
     for part, artist in parts:
         draw(refined(part, artist), artist)
 

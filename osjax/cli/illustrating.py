@@ -65,6 +65,7 @@ def picture_of(request: Request, illustration: Illustration, pipeline: Pipeline)
         guidance=illustration.guidance,
         shift=request.shift,
         flow_shift=request.flow_shift,
+        speed=request.speed,
         seed=request.seed,
     )
 

@@ -54,6 +54,7 @@ HELP = {
         "sampling_option.scale_temporal_osci": "i2v: guide less by the image early in the clip and late in sampling",
         "sampling_option.shift": "shift the schedule by the size of the video",
         "sampling_option.flow_shift": "shift it by this factor instead",
+        "sampling_option.speed": "exact; or APPROXIMATE, reusing what blocks added: balanced (close to exact), fast",
         "sampling_option.seed": "in place of seed",
     },
     "the language model": {

@@ -244,8 +244,21 @@ class MMDiT(nnx.Module):
         the N image tokens; `attention(q, k, v)` on [B, L + N, H, D] each, text tokens first. `remat` keeps only what
         enters each block for the backward pass, and computes the block again there; a policy may keep more.
         """
-        kept = functools.partial(_recomputed, remat=remat)
         img_bnf, txt_blf, vec_bf = self.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
+        return self.final_layer(self.blocks(img_bnf, txt_blf, vec_bf, rope, attention, remat=remat), vec_bf)
+
+    def blocks(
+        self,
+        img_bnf: jax.Array,
+        txt_blf: jax.Array,
+        vec_bf: jax.Array,
+        rope: Rope,
+        attention: JointAttention,
+        *,
+        remat: Remat = False,
+    ) -> jax.Array:
+        """The image stream [B, N, F] behind the last block, of what `embed` gives."""
+        kept = functools.partial(_recomputed, remat=remat)
 
         @kept
         def double(streams: Streams, block: DoubleBlock) -> tuple[Streams, None]:
@@ -260,7 +273,7 @@ class MMDiT(nnx.Module):
             return block(x_bmf, vec_bf, joint_rope, attention), None
 
         x_bmf, _ = jax.lax.scan(single, jnp.concatenate([txt_blf, img_bnf], axis=1), self.single_blocks)
-        return self.final_layer(x_bmf[:, text_length:], vec_bf)
+        return x_bmf[:, text_length:]
 
 
 def merge_heads(x_bmhd: jax.Array) -> jax.Array:

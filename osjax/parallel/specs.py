@@ -12,6 +12,7 @@ class Specs:
     """How arrays lie over the mesh; dims as in `osjax/models/mmdit.py`, K guidance branches in front."""
 
     tokens_bnc: P = P("data", "seq", None)
+    tokens_bn: P = P("data", "seq")
     branch_tokens_kbnc: P = P(None, "data", "seq", None)
     branch_rows_kbc: P = P(None, "data", None)
     rows_b: P = P("data")

@@ -22,6 +22,7 @@ from osjax.models.mmdit import MMDiT
 from osjax.models.rope import Rope
 from osjax.parallel.specs import SPECS
 from osjax.parallel.ulysses import JointSequence, ulysses_attention
+from osjax.sampling.caching import Kept, Reuse, cached_forward, nothing_kept
 from osjax.sampling.guidance import GuidedStep
 
 
@@ -41,6 +42,10 @@ class Where:
     attend: Attention
 
 
+# Inside a step: the guided sum of velocities so far, what is kept of every branch, and how many were computed in full.
+_Carry = tuple[jax.Array, Kept | None, jax.Array]
+
+
 def denoise(
     model: MMDiT,
     x_bnc: jax.Array,
@@ -51,13 +56,16 @@ def denoise(
     where: Where,
     guidance_b: jax.Array | None = None,
     on_step: Callable[[int, jax.Array], None] = lambda done, x_bnc: None,
-) -> jax.Array:
+    reuse: Reuse | None = None,
+) -> tuple[jax.Array, int]:
     """Integrates x along the noise levels: x ← x + (s_next − s) · Σ_k weight_k · velocity_k.
 
     x [B, N, C] noise, its tokens ordered frame by frame, kept in float32; `rope` over the N tokens; `plan` says for
     each of S steps which of the K branches are computed and their weight per latent frame; `levels_s` [S + 1] from 1
     to 0; `guidance_b` [B] for guidance-distilled models only; `on_step(steps done, x [B, N, C])` is called after each
-    step with latents that live only during the call, because the next step takes over their memory.
+    step with latents that live only during the call, because the next step takes over their memory; `reuse`
+    says when passes are cut short, which is approximate; None for never.
+    Returns x, and how many forward passes were computed in full for each sample.
     Equal on every mesh up to the order of float sums.
     Raises OsjaxError naming the step, and the first layer, if the latents stop being finite.
     """
@@ -75,6 +83,9 @@ def denoise(
     )
     tables = Rope(*(put(pad(table, "1n"), SPECS.rope_1nd) for table in rope))
     guidance = None if guidance_b is None else put(pad(guidance_b, "b"), SPECS.rows_b)
+    valid = put(pad(np.ones((batch, tokens), np.float32), "bn"), SPECS.tokens_bn)
+    cache = None if reuse is None else _empty_cache(model, x.shape, len(branches.txt_kblc), where.mesh)
+    passes = 0
     for index, step in enumerate(plan):
         order = np.zeros(len(branches.txt_kblc), np.int32)
         weights = np.zeros((len(order), tokens), np.float32)
@@ -91,10 +102,14 @@ def denoise(
             level=level,
             next_level=next_level,
             guidance_b=guidance,
+            valid_bn=valid,
             sequence=sequence,
             where=where,
         )
-        x, finite = advance(model, x)
+        x, finite, cache, computed = advance(
+            model, x, cache=cache, limit=None if reuse is None else reuse.limit_at(index, len(plan))
+        )
+        passes += int(computed)
         if not finite:
             layer = first_bad_layer(model, functools.partial(advance, x_bnc=x))
             raise not_finite(
@@ -104,10 +119,10 @@ def denoise(
                 "try a lower guidance",
             )
         on_step(index + 1, x[:batch, :tokens])
-    return x[:batch, :tokens]
+    return x[:batch, :tokens], passes
 
 
-@functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames=("x_bnc",))
+@functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames=("x_bnc", "cache"))
 def euler_step(
     model: MMDiT,
     x_bnc: jax.Array,
@@ -119,42 +134,85 @@ def euler_step(
     level: jax.Array,
     next_level: jax.Array,
     guidance_b: jax.Array | None,
+    valid_bn: jax.Array,
+    cache: Kept | None = None,
+    limit: jax.Array | None = None,
     *,
     sequence: JointSequence,
     where: Where,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Kept | None, jax.Array]:
     """One compiled step for any number of branches: a loop over the first `count` of `order_k`.
 
-    Returns the latents after it, and whether these are finite; if they are not, the latents are those before it.
+    Returns the latents after it; whether these are finite, if they are not, the latents are those before it; what is
+    kept for the next step, if anything is; and how many branches were computed in full.
     """
-    forward = _sharded_forward(sequence, where, branches.cond_kbnc is not None, guidance_b is not None)
+    forward = _sharded_forward(
+        sequence, where, branches.cond_kbnc is not None, guidance_b is not None, cache is not None
+    )
     time_b = jnp.full(x_bnc.shape[:1], level, jnp.float32)
 
-    def add_branch(j: jax.Array, total_bnc: jax.Array) -> jax.Array:
-        one = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, order_k[j], keepdims=False), branches)
-        velocity_bnc = forward(model, x_bnc, one.txt_kblc, one.vec_kbp, time_b, rope, one.cond_kbnc, guidance_b)
-        return total_bnc + weights_kn[j][None, :, None] * velocity_bnc.astype(jnp.float32)
+    def add_branch(j: jax.Array, carry: _Carry) -> _Carry:
+        total_bnc, cache, computed = carry
+        one, kept = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, order_k[j], keepdims=False), (branches, cache)
+        )
+        velocity_bnc, kept, full = forward(
+            model, kept, limit, valid_bn, x_bnc, one.txt_kblc, one.vec_kbp, time_b, rope, one.cond_kbnc, guidance_b
+        )
+        cache = jax.tree.map(lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, order_k[j], 0), cache, kept)
+        total_bnc = total_bnc + weights_kn[j][None, :, None] * velocity_bnc.astype(jnp.float32)
+        return total_bnc, cache, computed + full
 
-    velocity_bnc = jax.lax.fori_loop(0, count, add_branch, jnp.zeros_like(x_bnc))
+    start = jnp.zeros_like(x_bnc), cache, jnp.zeros((), jnp.int32)
+    velocity_bnc, cache, computed = jax.lax.fori_loop(0, count, add_branch, start)
     moved_bnc = x_bnc + (next_level - level) * velocity_bnc
     finite = jnp.isfinite(moved_bnc).all()
     x_bnc = jnp.where(finite, moved_bnc, x_bnc)  # what a diagnosis begins with
     # Laid out as it came in: otherwise the second step would be compiled anew for the layout that the first one chose.
     x_bnc = jax.lax.with_sharding_constraint(x_bnc, NamedSharding(where.mesh, SPECS.tokens_bnc))
-    return x_bnc, finite
+    return x_bnc, finite, cache, computed
 
 
-def _sharded_forward(sequence: JointSequence, where: Where, cond: bool, guidance: bool) -> Callable:
-    """The model inside one `shard_map`: every operation is local to a device's tokens except the attention."""
+def _sharded_forward(
+    sequence: JointSequence, where: Where, cond: bool, guidance: bool, cached: bool
+) -> Callable[..., tuple[jax.Array, Kept | None, jax.Array]]:
+    """The model inside one `shard_map`: every operation is local to a device's tokens except the attention.
+
+    (velocity, what is kept, whether all blocks were computed); if not cached nothing is kept, and all always are.
+    """
     attention = functools.partial(ulysses_attention, sequence=sequence, attend=where.attend, axis=SPECS.seq_axis)
+    everywhere = functools.partial(jax.lax.psum, axis_name=(SPECS.data_axis, SPECS.seq_axis))
 
-    def forward(model, x_bnc, txt_blc, vec_bp, time_b, rope, cond_bnc, guidance_b):
-        return model(x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b)
+    def forward(model, kept, limit, valid_bn, x_bnc, txt_blc, vec_bp, time_b, rope, cond_bnc, guidance_b):
+        inputs = x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b
+        if not cached:
+            return model(*inputs), None, jnp.ones((), bool)
+        return cached_forward(model, kept, limit, valid_bn, everywhere, *inputs)
 
     tokens = SPECS.tokens_bnc
-    specs = (SPECS.everywhere, tokens, tokens, SPECS.rows_bc, SPECS.rows_b, SPECS.rope_1nd)
+    kept = None if not cached else Kept(tokens, tokens, SPECS.everywhere)
+    limit = SPECS.everywhere if cached else None
+    specs = (
+        SPECS.everywhere,
+        kept,
+        limit,
+        SPECS.tokens_bn,
+        tokens,
+        tokens,
+        SPECS.rows_bc,
+        SPECS.rows_b,
+        SPECS.rope_1nd,
+    )
     optional = (tokens if cond else None, SPECS.rows_b if guidance else None)
-    return jax.shard_map(forward, mesh=where.mesh, in_specs=(*specs, *optional), out_specs=tokens, check_vma=False)
+    out = (tokens, kept, SPECS.everywhere)
+    return jax.shard_map(forward, mesh=where.mesh, in_specs=(*specs, *optional), out_specs=out, check_vma=False)
+
+
+def _empty_cache(model: MMDiT, shape: tuple[int, ...], branches: int, mesh: Mesh) -> Kept:
+    """Made where it is to lie. shape: of the tokens, B and N first."""
+    tokens, everywhere = (NamedSharding(mesh, spec) for spec in (SPECS.branch_tokens_kbnc, SPECS.everywhere))
+    make = functools.partial(nothing_kept, branches, *shape[:2], model.config.hidden_size, model.img_in.kernel.dtype)
+    return jax.jit(make, out_shardings=Kept(tokens, tokens, everywhere))()
 
 
 def _pad(array: jax.Array, dims: str, *, rows: int, text: int, image: int) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from osjax.models.mmdit import MMDiT
 from osjax.models.rope import rope_table
 from osjax.sampling import guidance, schedule
+from osjax.sampling.caching import SPEEDS
 from osjax.sampling.condition import ConditionKind, condition, replace_references
 from osjax.sampling.denoise import Branches, Where, denoise
 from osjax.sampling.geometry import LatentGrid, image_ids, pack, unpack
@@ -29,7 +30,8 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """Steps, guidance, and the schedule's shift (see `osjax.sampling.schedule.timesteps`).
+    """Steps, guidance, the schedule's shift (see `osjax.sampling.schedule.timesteps`), and whether forward passes may
+    be cut short (`osjax.sampling.caching.SPEEDS`).
 
     A model with `guidance_embed`, such as FLUX.1-dev, is told the text's scale and takes one pass a step.
     """
@@ -38,6 +40,7 @@ class SamplingOptions:
     guidance: guidance.Guidance = guidance.Guidance()
     shift: bool = True
     flow_shift: float | None = None
+    speed: str = "exact"
 
     def branch_scales(self, told: bool) -> guidance.Guidance:
         """How branches are weighted, for a model that is told its guidance or one that is not."""
@@ -57,7 +60,7 @@ def sample_latents(
     *,
     causal: bool = True,
 ) -> tuple[jax.Array, int]:
-    """(latents bthwc float32, forward passes that each sample took).
+    """(latents bthwc float32, forward passes that each sample took in full).
 
     noise [B, t, h, w, C] standard normal; `text` and `negative` of B prompts each; `references` one list a sample
     of its encoded references, head before tail, each [t', h, w, C]; `on_step` as in `denoise`; `causal` says of the
@@ -88,6 +91,17 @@ def sample_latents(
         options.steps, grid.tokens_per_frame, t, shift=options.shift, flow_shift=options.flow_shift
     )
     rope = rope_table(image_ids(grid)[None], model.config.axes_dim, model.config.theta)
-    x_bnc = denoise(model, pack(noise_bthwc, grid.patch), branches, rope, plan, levels, where, told_b, on_step=on_step)
+    x_bnc, passes = denoise(
+        model,
+        pack(noise_bthwc, grid.patch),
+        branches,
+        rope,
+        plan,
+        levels,
+        where,
+        told_b,
+        on_step=on_step,
+        reuse=SPEEDS[options.speed],
+    )
     z_bthwc = replace_references(unpack(x_bnc, grid), mask_bthw1, given_bthwc, kind)
-    return z_bthwc, guidance.forward_passes(plan)
+    return z_bthwc, passes

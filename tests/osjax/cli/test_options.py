@@ -31,6 +31,7 @@ RUNBOOK = {
     "--scale-temporal-osci": ("sampling_option.scale_temporal_osci", "false", False),
     "--shift": ("sampling_option.shift", "False", False),
     "--flow_shift": ("sampling_option.flow_shift", "3", 3.0),
+    "--speed": ("sampling_option.speed", "fast", "fast"),
     "--motion-score": ("motion_score", "dynamic", "dynamic"),
     "--refine-prompt": ("refine_prompt", "True", True),
     "--refine.model": ("refine.model", "mine", "mine"),

@@ -1,0 +1,96 @@
+"""Step caching: most blocks of a forward pass are left out where the last full one tells what they would add.
+
+From step to step the blocks add nearly the same to the image tokens. The first double block is always computed; if what
+it adds has changed by less than a limit since the branch was last computed in full, what all the others added then is
+added once more. Approximate, unlike all else in the sampler. After "Timestep Embedding Tells" (TeaCache, Liu et al.
+2024, section 3), with the first block's output in place of a fitted function of the timestep, as ParaAttention has it.
+
+Every guidance branch has a memory of its own: one that rests at odd steps is compared with when it last ran.
+
+B batch, N image tokens, F features, K guidance branches; other letters as in `osjax/models/mmdit.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osjax.models.mmdit import JointAttention, MMDiT
+from osjax.models.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Reuse:
+    """When the other blocks may be left out. first: share of the steps, at the beginning, that are computed in full;
+    limit: relative change of what the first block adds from which on the later ones are, too."""
+
+    first: float
+    limit: float
+
+    def limit_at(self, step: int, steps: int) -> np.float32:
+        """The limit at a step; 0 lets nothing be left out."""
+        return np.float32(0 if step < self.first * steps else self.limit)
+
+
+SPEEDS = {"exact": None, "balanced": Reuse(0.2, 0.2), "fast": Reuse(0.2, 0.5)}
+
+
+class Kept(NamedTuple):
+    """Of the last pass in full, what was added to the image tokens: by the first block, and by all others; [B, N, F]
+    each, and with K in front for all branches. known: whether there was such a pass."""
+
+    first_bnf: jax.Array
+    others_bnf: jax.Array
+    known: jax.Array
+
+
+def nothing_kept(branches: int, batch: int, tokens: int, features: int, dtype: jnp.dtype) -> Kept:
+    """What is kept before the first step."""
+    empty = jnp.zeros((branches, batch, tokens, features), dtype)
+    return Kept(empty, jnp.copy(empty), jnp.zeros(branches, bool))
+
+
+def cached_forward(
+    model: MMDiT,
+    kept: Kept,
+    limit: jax.Array,
+    valid_bn: jax.Array,
+    everywhere: Callable[[jax.Array], jax.Array],
+    img_bnc: jax.Array,
+    txt_blc: jax.Array,
+    vec_bp: jax.Array,
+    t_b: jax.Array,
+    rope: Rope,
+    attention: JointAttention,
+    cond_bnc: jax.Array | None,
+    guidance_b: jax.Array | None,
+) -> tuple[jax.Array, Kept, jax.Array]:
+    """(velocity [B, N, C], what is kept now, whether all blocks were computed).
+
+    valid_bn: 1 for tokens, 0 for padding; everywhere: sums a number over the devices, which all decide alike.
+    """
+    img_bnf, txt_blf, vec_bf = model.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
+    block = jax.tree.map(lambda leaf: leaf[0], model.double_blocks)
+    after_bnf, _ = block(img_bnf, txt_blf, vec_bf, rope, attention)
+    first_bnf = after_bnf - img_bnf
+
+    def size(x_bnf: jax.Array) -> jax.Array:
+        return everywhere(jnp.sum(jnp.abs(x_bnf.astype(jnp.float32)).sum(axis=-1) * valid_bn))
+
+    change = size(first_bnf - kept.first_bnf) / jnp.maximum(size(kept.first_bnf), jnp.finfo(jnp.float32).tiny)
+    full = ~kept.known | (change >= limit)
+
+    def compute() -> tuple[jax.Array, Kept]:
+        x_bnf = model.blocks(img_bnf, txt_blf, vec_bf, rope, attention)
+        return x_bnf, Kept(first_bnf, x_bnf - after_bnf, jnp.ones_like(kept.known))
+
+    def add_again() -> tuple[jax.Array, Kept]:
+        return after_bnf + kept.others_bnf, kept
+
+    x_bnf, kept = jax.lax.cond(full, compute, add_again)
+    return model.final_layer(x_bnf, vec_bf), kept, full
