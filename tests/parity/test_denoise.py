@@ -74,7 +74,7 @@ def test_trajectory(case, name, mesh):
         states[done] = np.array(x_bnc)
 
     where = Where(make_mesh(mesh), reference_attention)
-    final = denoise(model, jnp.asarray(x), branches, rope, plan, given["timesteps"], where, scale, on_step=keep)
+    final, _ = denoise(model, jnp.asarray(x), branches, rope, plan, given["timesteps"], where, scale, on_step=keep)
     for key, reference in expected.items():
         actual = final if key == "final" else states[int(key.removeprefix("state_"))]
         cases.assert_close(actual, reference, cases.TRAJECTORY_TOLERANCE, f"{name}.{key}")

@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def on_one_device(model):
-    return {batch: loop.denoise(model, *problem(batch), where()) for batch in (1, 3)}
+    return {batch: loop.denoise(model, *problem(batch), where())[0] for batch in (1, 3)}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -60,7 +60,7 @@ def on_one_device(model):
 def test_every_mesh_equals_one_device(model, on_one_device, batch, shape):
     """Tolerance 1e-5 of the largest value: the bound promised for float32."""
     expected = np.asarray(on_one_device[batch])
-    actual = loop.denoise(model, *problem(batch), where(**shape))
+    actual, _ = loop.denoise(model, *problem(batch), where(**shape))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
@@ -111,10 +111,11 @@ def test_guidance_distilled_model():
     model = MMDiT(config, rngs=nnx.Rngs(1))
     x, branches, rope, plan, levels = problem(2, config)
     guidance = np.full((2,), 4.0, np.float32)
-    one = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance)
-    many = loop.denoise(model, x, branches, rope, plan, levels, where(data=2, seq=4), guidance_b=guidance)
+    one, passes = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance)
+    many, as_many = loop.denoise(model, x, branches, rope, plan, levels, where(data=2, seq=4), guidance_b=guidance)
+    assert passes == as_many == sum(len(step.branches) for step in plan)
     np.testing.assert_allclose(many, one, atol=1e-5 * np.abs(one).max())
-    other = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance + 1)
+    other, _ = loop.denoise(model, x, branches, rope, plan, levels, where(), guidance_b=guidance + 1)
     assert np.abs(np.asarray(other) - np.asarray(one)).max() > 1e-4
 
 
