@@ -103,21 +103,22 @@ def random_in_host_memory(models: dict[str, tuple[str, Any, int | None]]) -> Ite
     for name, (kind, config, _) in models.items():
         make = jax.jit(lambda kind=kind, config=config: MODELS[kind][0](config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
         module = jax.block_until_ready(make())
-        waits, first = timed(lambda module=module: to_host(module))
+        waits, first = timed(to_host, module)
         del waits  # its memory stays locked, and is taken again
-        waits, again = timed(lambda module=module: to_host(module))
+        waits, again = timed(to_host, module)
         for array in jax.tree.leaves(module):
             array.delete()
-        back, there = timed(lambda waits=waits: jax.block_until_ready(to_devices(waits, sharding)))
+        back, there = timed(lambda tree: jax.block_until_ready(to_devices(tree, sharding)), waits)
         gigabytes = sum(array.nbytes for array in jax.tree.leaves(back)) / 1e9
         del module, back
         moves = {"gb": gigabytes, "leaves_first_s": first, "leaves_s": again, "comes_s": there}
         yield name, waits, {key: round(value, 3) for key, value in moves.items()}
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+def timed(run: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
+    """(result, seconds)."""
     start = time.perf_counter()
-    return run(), time.perf_counter() - start
+    return run(argument), time.perf_counter() - start
 
 
 def memory() -> dict[str, float]:
@@ -126,7 +127,7 @@ def memory() -> dict[str, float]:
 
 
 def encode(pipeline: Pipeline) -> Texts:
-    """Random prompts through both encoders, as `osjax.embedding.encode_all` has them on the device together."""
+    """Some prompt through both encoders, which are on the device together as in `osjax.embedding.encode_all`."""
     start = time.perf_counter()
     components = pipeline.bundle.components
     ids = {name: jnp.full((1, components[name].max_length), 7, jnp.int32) for name in ("t5", "clip")}

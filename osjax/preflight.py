@@ -4,8 +4,8 @@ Weights are counted off the bundle's manifest. What a stage makes beside them is
 that the pipeline runs (`osjax/liveness.py`), on shapes alone; a tenth is added for what libraries use for themselves.
 How close it is, for the published model in bf16 on one H100 (docs/performance.md): 256px 25.2 GB where 24.6 were
 measured, 768px 30.6 where 29.2 were, decoding 256px 18.4 where 17 were. Nothing was measured of text encoding, encoding
-references, meshes of several devices, the high-compression model, or decoding at 768px. CPUs compute convolutions of 16
-bits in float32 and need more than it says.
+references, meshes of several devices, step caching, the high-compression model, or decoding at 768px. CPUs compute
+convolutions of 16 bits in float32 and need more than it says.
 """
 
 from __future__ import annotations
@@ -233,10 +233,10 @@ def _denoise_bytes(
         f32(()),
         f32(()),
         f32((rows,)) if config.guidance_embed else None,
-        f32((rows, tokens)),
     )
     if cached:
-        inputs += jax.eval_shape(lambda: nothing_kept(BRANCHES, rows, tokens, config.hidden_size, dtype)), f32(())
+        kept = jax.eval_shape(lambda: nothing_kept(BRANCHES, rows, tokens, config.hidden_size, dtype))
+        inputs += kept, f32(()), f32((rows, tokens))
     axes = dataclasses.asdict(mesh)
     where = Where(
         AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)),

@@ -38,7 +38,7 @@ def record(
 ) -> provenance.Provenance:
     """The provenance of one of the requests that were drawn together.
 
-    frames: uint8 [T, H, W, 3]; passes: forward passes that it took; seconds: by stage, of all of them.
+    frames: uint8 [T, H, W, 3]; passes: forward passes that it took in full; seconds: by stage, of all of them.
     """
     request = requests[index]
     return provenance.Provenance(

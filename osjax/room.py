@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from osjax.bundle import Bundle
-from osjax.errors import OsjaxError
+from osjax.errors import OsjaxError, is_out_of_memory
 from osjax.preflight import GB, Estimate, Setting, estimate
 from osjax.request import Request
 
@@ -32,7 +32,7 @@ def explaining_memory(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise OsjaxError(f"the device's memory is full: {advice()}") from error
 

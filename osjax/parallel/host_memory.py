@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from osjax.errors import is_out_of_memory
+
 Tree = TypeVar("Tree")
 
 
@@ -23,7 +25,7 @@ def to_host(tree: Tree) -> Tree:
     try:
         return jax.block_until_ready(jax.tree.map(_page_locked, tree))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return jax.tree.map(lambda array: np.asarray(_here(array)), tree)
 

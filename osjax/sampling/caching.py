@@ -50,7 +50,7 @@ class Kept(NamedTuple):
 
 
 def nothing_kept(branches: int, batch: int, tokens: int, features: int, dtype: jnp.dtype) -> Kept:
-    """What is kept before the first step."""
+    """What is kept before the first step: arrays [K, B, N, F] of that dtype; no branch is known."""
     empty = jnp.zeros((branches, batch, tokens, features), dtype)
     return Kept(empty, jnp.copy(empty), jnp.zeros(branches, bool))
 
@@ -61,20 +61,17 @@ def cached_forward(
     limit: jax.Array,
     valid_bn: jax.Array,
     everywhere: Callable[[jax.Array], jax.Array],
-    img_bnc: jax.Array,
-    txt_blc: jax.Array,
-    vec_bp: jax.Array,
-    t_b: jax.Array,
+    embedded: tuple[jax.Array, jax.Array, jax.Array],
     rope: Rope,
     attention: JointAttention,
-    cond_bnc: jax.Array | None,
-    guidance_b: jax.Array | None,
 ) -> tuple[jax.Array, Kept, jax.Array]:
     """(velocity [B, N, C], what is kept now, whether all blocks were computed).
 
-    valid_bn: 1 for tokens, 0 for padding; everywhere: sums a number over the devices, which all decide alike.
+    kept: of this branch; limit: float32, as `Reuse.limit_at` gives it; embedded: what `model.embed` gives; rope over
+    the N tokens. valid_bn: 1 for tokens, 0 for padding; everywhere: sums a number over the devices, which all decide
+    alike.
     """
-    img_bnf, txt_blf, vec_bf = model.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
+    img_bnf, txt_blf, vec_bf = embedded
     block = jax.tree.map(lambda leaf: leaf[0], model.double_blocks)
     after_bnf, _ = block(img_bnf, txt_blf, vec_bf, rope, attention)
     first_bnf = after_bnf - img_bnf

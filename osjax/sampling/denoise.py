@@ -83,8 +83,10 @@ def denoise(
     )
     tables = Rope(*(put(pad(table, "1n"), SPECS.rope_1nd) for table in rope))
     guidance = None if guidance_b is None else put(pad(guidance_b, "b"), SPECS.rows_b)
-    valid = put(pad(np.ones((batch, tokens), np.float32), "bn"), SPECS.tokens_bn)
-    cache = None if reuse is None else _empty_cache(model, x.shape, len(branches.txt_kblc), where.mesh)
+    cache = valid = None
+    if reuse is not None:
+        cache = _empty_cache(model, x.shape, len(branches.txt_kblc), where.mesh)
+        valid = put(pad(np.ones((batch, tokens), np.float32), "bn"), SPECS.tokens_bn)
     passes = 0
     for index, step in enumerate(plan):
         order = np.zeros(len(branches.txt_kblc), np.int32)
@@ -102,13 +104,12 @@ def denoise(
             level=level,
             next_level=next_level,
             guidance_b=guidance,
-            valid_bn=valid,
             sequence=sequence,
             where=where,
         )
-        x, finite, cache, computed = advance(
-            model, x, cache=cache, limit=None if reuse is None else reuse.limit_at(index, len(plan))
-        )
+        limit = None if reuse is None else reuse.limit_at(index, len(plan))
+        x, finite, cache, computed = advance(model, x, cache=cache, limit=limit, valid_bn=valid)
+        finite, computed = jax.device_get((finite, computed))
         passes += int(computed)
         if not finite:
             layer = first_bad_layer(model, functools.partial(advance, x_bnc=x))
@@ -134,9 +135,9 @@ def euler_step(
     level: jax.Array,
     next_level: jax.Array,
     guidance_b: jax.Array | None,
-    valid_bn: jax.Array,
     cache: Kept | None = None,
     limit: jax.Array | None = None,
+    valid_bn: jax.Array | None = None,
     *,
     sequence: JointSequence,
     where: Where,
@@ -144,7 +145,8 @@ def euler_step(
     """One compiled step for any number of branches: a loop over the first `count` of `order_k`.
 
     Returns the latents after it; whether these are finite, if they are not, the latents are those before it; what is
-    kept for the next step, if anything is; and how many branches were computed in full.
+    kept for the next step, if anything is; and how many branches were computed in full. cache, limit, valid_bn: of step
+    caching, each as in `cached_forward` but with all branches in front; None without it.
     """
     forward = _sharded_forward(
         sequence, where, branches.cond_kbnc is not None, guidance_b is not None, cache is not None
@@ -184,19 +186,20 @@ def _sharded_forward(
     everywhere = functools.partial(jax.lax.psum, axis_name=(SPECS.data_axis, SPECS.seq_axis))
 
     def forward(model, kept, limit, valid_bn, x_bnc, txt_blc, vec_bp, time_b, rope, cond_bnc, guidance_b):
-        inputs = x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b
         if not cached:
-            return model(*inputs), None, jnp.ones((), bool)
-        return cached_forward(model, kept, limit, valid_bn, everywhere, *inputs)
+            velocity_bnc = model(x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b)
+            return velocity_bnc, None, jnp.ones((), bool)
+        embedded = model.embed(x_bnc, txt_blc, vec_bp, time_b, cond_bnc, guidance_b)
+        return cached_forward(model, kept, limit, valid_bn, everywhere, embedded, rope, attention)
 
     tokens = SPECS.tokens_bnc
     kept = None if not cached else Kept(tokens, tokens, SPECS.everywhere)
-    limit = SPECS.everywhere if cached else None
+    limit, valid = (SPECS.everywhere, SPECS.tokens_bn) if cached else (None, None)
     specs = (
         SPECS.everywhere,
         kept,
         limit,
-        SPECS.tokens_bn,
+        valid,
         tokens,
         tokens,
         SPECS.rows_bc,
