@@ -23,32 +23,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 
-from osjax import room
-from osjax.bundle import Bundle, Component
+from osjax import random_weights, room
+from osjax.bundle import Bundle
 from osjax.models.autoencoder_2d import Autoencoder2DConfig
 from osjax.models.clip import CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.models.mmdit import MMDiTConfig
-from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config
 from osjax.parallel.host_memory import to_devices, to_host
 from osjax.parallel.mesh import MeshShape, make_mesh
+from osjax.parallel.specs import SPECS
 from osjax.pipeline import Pipeline, Texts
 from osjax.request import Request
-from osjax.residency import MODELS, Residency
+from osjax.residency import Residency
 from osjax.sampling.latents import Text
 
 MEMORY = {"in_use_gb": "bytes_in_use", "peak_gb": "peak_bytes_in_use"}
 GUIDANCE = 4.0  # told to FLUX; as in configs/t2i2v_256px.py
-FULL = {
-    "t5": ("t5", T5Config(), 512),
-    "clip": ("clip", CLIPTextConfig(), 77),
+FULL = random_weights.PUBLISHED | {
     "image_mmdit": ("flux", MMDiTConfig(cond_embed=False, guidance_embed=True), None),
     "image_vae": ("autoencoder_2d", Autoencoder2DConfig(), None),
-    "mmdit": ("mmdit", MMDiTConfig(), None),
-    "vae": ("hunyuan_vae", HunyuanVAEConfig(), None),
 }
 _SMALL = {"vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 64, "num_heads": 2, "depth": 2}
 _SMALL |= {"depth_single_blocks": 2, "axes_dim": (8, 12, 12)}
@@ -86,23 +82,11 @@ SMALL = Sizes(
 )
 
 
-def manifest(models: dict[str, tuple[str, Any, int | None]]) -> Bundle:
-    """A bundle that has no files."""
-    components = {}
-    for name, (kind, config, length) in models.items():
-        shapes = jax.eval_shape(lambda kind=kind, config=config: MODELS[kind][0](config, rngs=ModuleRngs(0)))
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        options = dataclasses.asdict(config)
-        components[name] = Component(kind, options, "bfloat16", count, 2 * count, name, None, length)
-    return Bundle(Path("random"), "", components, {}, {}, "")
-
-
-def random_in_host_memory(models: dict[str, tuple[str, Any, int | None]]) -> Iterator[tuple[str, Any, dict]]:
+def random_in_host_memory(bundle: Bundle, mesh: Mesh) -> Iterator[tuple[str, Any, dict]]:
     """(name, module that waits, seconds of its ways) of each model, made on the device one after the other."""
-    sharding = SingleDeviceSharding(jax.devices()[0])
-    for name, (kind, config, _) in models.items():
-        make = jax.jit(lambda kind=kind, config=config: MODELS[kind][0](config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
-        module = jax.block_until_ready(make())
+    sharding = NamedSharding(mesh, SPECS.everywhere)
+    for name, component in bundle.components.items():
+        module = random_weights.draw(component, mesh, jnp.bfloat16)
         waits, first = timed(to_host, module)
         del waits  # its memory stays locked, and is taken again
         waits, again = timed(to_host, module)
@@ -157,12 +141,11 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(results, indent=2) + "\n")
 
-    waiting = {}
-    for name, module, moves in random_in_host_memory(models):
+    waiting, mesh, bundle = {}, make_mesh(MeshShape()), random_weights.bundle_of(models)
+    for name, module, moves in random_in_host_memory(bundle, mesh):
         waiting[name] = module
         record(f"moves {name}", **moves)
-    mesh = make_mesh(MeshShape())
-    residency = Residency(manifest(models), mesh, jnp.bfloat16, offload=True, modules=waiting)
+    residency = Residency(bundle, mesh, jnp.bfloat16, offload=True, modules=waiting)
     video = Pipeline.over(residency, mesh, "bf16", args.attention, "random weights", progress=False)
     image = video.of_images()
     common = {"num_steps": args.steps, "seed": 1}

@@ -43,12 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: Sequence[str]) -> int:
     parser = Parser("osjax", description="Open-Sora 2.0 in JAX: text, images and clips to video.")
     parser.add_argument("--version", action="version", version=f"osjax {importlib.metadata.version('osjax')}")
-    commands = {"generate": _generate, "train": _train, "download": _download, "convert": _convert, "info": _info}
+    commands = {
+        "generate": _generate,
+        "train": _train,
+        "download": _download,
+        "convert": _convert,
+        "bench": _bench,
+        "info": _info,
+    }
     parser.add_argument(
         "command",
         choices=commands,
         help="generate: make videos; train: fit a model; download: PyTorch checkpoints; convert: them to a bundle; "
-        "info: tell",
+        "bench: how long videos take; info: tell",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`osjax COMMAND --help` lists them")
     args = parser.parse_args(argv)
@@ -96,6 +103,13 @@ def _convert(argv: Sequence[str]) -> int:
     parser = Parser("osjax convert", description="Convert PyTorch checkpoints to a bundle.")
     add_arguments(parser)
     return run(parser.parse_args(argv))
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from osjax.cli import bench
+
+    _prepare_libraries()
+    return bench.main(argv)
 
 
 def _info(argv: Sequence[str]) -> int:

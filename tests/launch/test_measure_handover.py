@@ -4,13 +4,13 @@ import json
 import sys
 
 from launch import measure_handover
+from osjax import random_weights
 from osjax.residency import MODELS
 
 
 def test_published_sizes():
     counts = {
-        name: each.parameters / 1e9
-        for name, each in measure_handover.manifest(measure_handover.FULL).components.items()
+        name: each.parameters / 1e9 for name, each in random_weights.bundle_of(measure_handover.FULL).components.items()
     }
     assert {name: round(count, 2) for name, count in counts.items()} == {
         "t5": 4.76, "clip": 0.12, "image_mmdit": 11.9, "image_vae": 0.08, "mmdit": 11.89, "vae": 0.25,

@@ -1,0 +1,60 @@
+"""Models with random weights, drawn where they are to lie: for measuring without a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from osjax.bundle import Bundle, Component
+from osjax.models.clip import CLIPTextConfig
+from osjax.models.hunyuan_vae import HunyuanVAEConfig
+from osjax.models.mmdit import MMDiTConfig
+from osjax.models.rngs import ModuleRngs
+from osjax.models.t5 import T5Config
+from osjax.parallel.host_memory import to_host
+from osjax.parallel.specs import SPECS
+from osjax.residency import MODELS, Residency, abstract_model, model_config
+
+# Component → kind, config, tokens that a text encoder is given; the sizes of Open-Sora 2.0.
+PUBLISHED = {
+    "t5": ("t5", T5Config(), 512),
+    "clip": ("clip", CLIPTextConfig(), 77),
+    "mmdit": ("mmdit", MMDiTConfig(), None),
+    "vae": ("hunyuan_vae", HunyuanVAEConfig(), None),
+}
+
+
+def bundle_of(models: Mapping[str, tuple[str, Any, int | None]]) -> Bundle:
+    """A bundle that has no files; models: as in PUBLISHED."""
+    components = {}
+    for name, (kind, config, length) in models.items():
+        component = Component(kind, dataclasses.asdict(config), "bfloat16", 0, 0, name, None, length)
+        count = sum(leaf.size for leaf in jax.tree.leaves(abstract_model(component, jnp.bfloat16)))
+        components[name] = dataclasses.replace(component, parameters=count, bytes=2 * count)
+    return Bundle(Path("random weights"), "", components, {}, {}, "")
+
+
+def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
+    """The component's model, whole on every device of the mesh, LeCun normal from seed 0."""
+    config, everywhere = model_config(component), NamedSharding(mesh, SPECS.everywhere)
+    make = lambda: MODELS[component.kind][0](config, rngs=ModuleRngs(0), dtype=dtype)  # noqa: E731
+    return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
+
+
+def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool) -> Residency:
+    """All models of a bundle drawn anew, whatever weights it has; with offloading they wait in host memory."""
+    modules = {}
+    for name, component in bundle.components.items():
+        module = draw(component, mesh, dtype)
+        modules[name] = to_host(module) if offload else module
+        if offload:
+            for array in jax.tree.leaves(module):
+                array.delete()
+    return Residency(bundle, mesh, dtype, offload=offload, modules=modules)

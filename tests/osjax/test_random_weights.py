@@ -1,0 +1,45 @@
+"""Random weights: of the sizes asked for, where they are asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from osjax import random_weights
+from osjax.parallel.mesh import make_mesh, parse_mesh
+from tests.launch_sizes import SMALL
+
+
+def test_counts_of_the_published_model():
+    components = random_weights.bundle_of(random_weights.PUBLISHED).components
+    counts = {name: round(each.parameters / 1e9, 2) for name, each in components.items()}
+    assert counts == {"t5": 4.76, "clip": 0.12, "mmdit": 11.89, "vae": 0.25}
+    assert all(each.bytes == 2 * each.parameters for each in components.values())
+
+
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=2"])
+def test_drawn_alike_on_every_mesh(mesh):
+    component = random_weights.bundle_of(SMALL).components["clip"]
+    devices = make_mesh(parse_mesh(mesh))
+    drawn = jax.tree.leaves(random_weights.draw(component, devices, jnp.float32))
+    assert sum(leaf.size for leaf in drawn) == component.parameters
+    assert {leaf.dtype for leaf in drawn} == {jnp.dtype(jnp.float32)}
+    assert {len(leaf.sharding.device_set) for leaf in drawn} == {devices.size}
+    assert all(leaf.sharding.is_fully_replicated for leaf in drawn)
+    alone = jax.tree.leaves(random_weights.draw(component, make_mesh(parse_mesh("data=1,seq=1")), jnp.float32))
+    for ours, theirs in zip(drawn, alone, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert any(np.asarray(leaf).std() > 0 for leaf in drawn)
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_models_need_no_files(offload):
+    mesh = make_mesh(parse_mesh("data=1,seq=1"))
+    bundle = random_weights.bundle_of(SMALL)
+    residency = random_weights.residency(bundle, mesh, jnp.bfloat16, offload=offload)
+    for name, component in bundle.components.items():
+        with residency.on_device(name) as module:
+            leaves = jax.tree.leaves(module)
+            assert sum(leaf.size for leaf in leaves) == component.parameters
+            assert {leaf.sharding.memory_kind for leaf in leaves} == {"device"}
+        assert all(leaf.is_deleted() == offload for leaf in leaves)
