@@ -20,7 +20,7 @@ from osjax.training.options import TrainConfig
 
 HELP = {
     "what is trained": {
-        "stage": "flow (the video model) or vae (the autoencoder)",
+        "stage": "flow (the video model), text (its encoders, on captions of shapes) or vae (the autoencoder)",
         "ckpt_path": "bundle to start from",
         "new.COMPONENT.OPTION": "an option of a component that starts from random numbers, such as new.mmdit.depth",
         "trained": "components whose weights change; the others stay as they are",

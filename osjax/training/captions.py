@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,19 +68,30 @@ SIZE_SAID_SHARE = 0.5
 CAPITAL_SHARE = 0.25
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of the many sentences that are true of a scene, without a full stop.
+class Told(NamedTuple):
+    """A sentence, without a full stop, and the things that it tells of in its order."""
 
-    Of two things either comes first; a size that is not said may be any.
-    """
-    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    text: str
+    things: tuple[Thing, ...]
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One of the many sentences that are true of a scene, without a full stop."""
+    return tell(scene, rng).text
+
+
+def tell(scene: Scene, rng: np.random.Generator) -> Told:
+    """Tells of a scene. Of two things either comes first; a size that is not said may be any."""
+    things = tuple(scene.things[i] for i in rng.permutation(len(scene.things)))
     color = _one_of((scene.background, ALSO_CALLED.get(scene.background, scene.background)), rng)
     slots = {"bg": _with_article(color), "color": color}
     for thing, prefix in zip(things, ("", "other_"), strict=False):
         slots[prefix.rstrip("_") or "it"] = _name(thing, rng)
         slots[prefix + "moves"], slots[prefix + "moving"] = _action(thing, rng)
     sentence = _one_of(ONE if len(things) == 1 else TWO, rng).format(**slots)
-    return sentence[0].upper() + sentence[1:] if rng.random() < CAPITAL_SHARE else sentence
+    if rng.random() < CAPITAL_SHARE:
+        sentence = sentence[0].upper() + sentence[1:]
+    return Told(sentence, things)
 
 
 def corpus(n: int, seed: int) -> list[str]:

@@ -162,7 +162,7 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run. stage: what is trained, `flow` or `vae`.
+    """One run. stage: what is trained, `vae`, `text` (both encoders, on captions alone) or `flow`.
 
     ckpt_path: bundle that the run starts from (None: nothing); new: component → its options, for components that start
     from random numbers; trained: components whose weights change, the others being frozen; settings:
@@ -182,5 +182,5 @@ class TrainConfig:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.stage not in ("flow", "vae"):
-            raise OsjaxError(f"unknown stage {self.stage!r}: use flow or vae")
+        if self.stage not in ("flow", "text", "vae"):
+            raise OsjaxError(f"unknown stage {self.stage!r}: use flow, text or vae")

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from osjax.training import captions
 from osjax.training.batches import Drawn, Encoded, End, Latents
 from osjax.training.buckets import Bucket
 from osjax.training.drawing import Tracks, stack, tracks
+from osjax.training.facts import facts_of
 from osjax.training.options import DataOptions
 from osjax.training.shapes import Scene, scene
 from osjax.training.streams import Indexed
@@ -54,12 +56,37 @@ def drawn_stream(data: DataOptions, buckets: Sequence[Bucket], share: Share, see
     def make(step: int) -> Drawn:
         rng = np.random.default_rng((seed, step))
         bucket = buckets[rng.integers(len(buckets))]
-        everyone = share.count * share.clips
-        numbers = rng.integers(data.clips, size=everyone) if data.clips else step * everyone + np.arange(everyone)
-        mine = numbers[share.index * share.clips :][: share.clips]
-        scenes, paths = zip(*(clip(int(number), bucket) for number in mine), strict=True)
+        mine = _numbers(data, share, rng, step)
+        scenes, paths = zip(*(clip(number, bucket) for number in mine), strict=True)
         write = functools.partial(_captions, scenes, data.fps, (seed, step, 1))
         return Drawn(stack(paths), bucket.height, bucket.width, write)
+
+    return Indexed(make)
+
+
+class Said(NamedTuple):
+    """Captions without clips: as token ids, and what they say, int32 [B, F] (`osjax.training.facts`)."""
+
+    prompts: TokenIds
+    facts_bf: np.ndarray
+
+
+def said_stream(
+    data: DataOptions, share: Share, seed: int, tokenize: Callable[[Sequence[str]], TokenIds]
+) -> Indexed[Said]:
+    """Each batch is of new scenes, each told in one way; with `data.clips`, of so many that are remembered."""
+    recall = functools.cache if data.clips else lambda make: make
+
+    @recall
+    def said(number: int) -> Said:
+        made = scene(seed, number, two_things=data.two_things)
+        told = captions.tell(made, np.random.default_rng((seed, number, 1)))
+        return Said(tokenize([annotate(told.text, data.fps, made.score)]), facts_of(made, told.things)[None])
+
+    def make(step: int) -> Said:
+        numbers = _numbers(data, share, np.random.default_rng((seed, step)), step)
+        prompts, facts = zip(*map(said, numbers), strict=True)
+        return Said(TokenIds(*map(np.concatenate, zip(*prompts, strict=True))), np.concatenate(facts))
 
     return Indexed(make)
 
@@ -128,6 +155,13 @@ def encoded_stream(shelves: Sequence[Shelf], clips: int, seed: int) -> Indexed[E
         return Encoded(shelf.z_nthwc[rows], ends, TokenIds(*(ids[rows, wording] for ids in shelf.prompts)))
 
     return Indexed(make)
+
+
+def _numbers(data: DataOptions, share: Share, rng: np.random.Generator, step: int) -> list[int]:
+    """This host's scenes of a batch: of `data.clips` any, else those that no other batch has."""
+    everyone = share.count * share.clips
+    numbers = rng.integers(data.clips, size=everyone) if data.clips else step * everyone + np.arange(everyone)
+    return numbers[share.index * share.clips :][: share.clips].tolist()
 
 
 def _captions(scenes: Iterable[Scene], fps: int, seed: tuple[int, ...]) -> list[str]:

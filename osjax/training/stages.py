@@ -33,8 +33,12 @@ from osjax.training.parts import Parts, load_weights, named, open_parts
 from osjax.training.state import Weights
 from osjax.training.streams import Stream
 from osjax.training.text import load_tokenizers, tokenized
+from osjax.training.text_stage import TextStage, readouts
 from osjax.training.tokenizers import train_tokenizer
 from osjax.training.vae_stage import VAEStage
+
+_NEEDED = {"vae": ("vae",), "text": ("t5", "clip"), "flow": ("mmdit", "vae", "t5", "clip")}  # components, by stage
+_TRAINS = {"vae": ("vae",), "text": ("clip", "t5"), "flow": ("clip", "mmdit", "t5")}
 
 
 class Stage(Protocol):
@@ -67,6 +71,8 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     Request.of({"prompt": "-"} | parts.settings)  # what cannot be asked for is told before training, not after
     share = procedural.Share(local_batch(config.run.batch_size, mesh), jax.process_index(), jax.process_count())
     _check_whole(config, parts)
+    if config.stage == "text":
+        return _open_text(config, parts, mesh, share)
     buckets = _buckets(config, parts)
     if config.stage == "vae":
         stream = _videos(config, buckets, share, open_caches(config, parts, ()))
@@ -87,11 +93,23 @@ def open_stage(config: TrainConfig, mesh: Mesh, folder: Path) -> tuple[Stage, We
     return _encoded_once(stage, frozen, buckets, share), trained | adapter, frozen
 
 
+def _open_text(
+    config: TrainConfig, parts: Parts, mesh: Mesh, share: procedural.Share
+) -> tuple[TextStage, Weights, Weights]:
+    if config.data.path is not None:
+        raise OsjaxError("stage text reads captions of shapes, whose facts are known: leave out data.path")
+    tokenizers, seed = load_tokenizers(parts.components), config.run.seed
+    stream = procedural.said_stream(config.data, share, seed, lambda captions: tokenized(tokenizers, captions))
+    trained, frozen = load_weights(parts, mesh, jax.random.key(seed))
+    return TextStage(config, parts, mesh, stream), trained | readouts(parts, jax.random.key(seed), mesh), frozen
+
+
 def _check_whole(config: TrainConfig, parts: Parts) -> None:
-    needed = ("vae",) if config.stage == "vae" else ("mmdit", "vae", "t5", "clip")
-    missing = [name for name in needed if name not in parts.components]
+    missing = [name for name in _NEEDED[config.stage] if name not in parts.components]
     if missing:
         raise OsjaxError(f"stage {config.stage} needs a {' and a '.join(missing)} too: give ckpt_path or new")
+    if "vae" not in _NEEDED[config.stage]:
+        return
     kind = parts.components["vae"].kind
     if kind != "hunyuan_vae":
         raise OsjaxError(f"stage {config.stage} cannot use a {kind}: give a bundle whose vae is a hunyuan_vae")
@@ -103,11 +121,10 @@ def _changing(config: TrainConfig) -> tuple[str, ...]:
         raise OsjaxError(
             f"an adapter is trained of the mmdit, not of {', '.join(config.trained)}: set trained to mmdit"
         )
-    able = {"vae"} if config.stage == "vae" else {"mmdit", "t5", "clip"}
-    if not config.trained or set(config.trained) - able:
+    able = _TRAINS[config.stage]
+    if not config.trained or set(config.trained) - set(able):
         raise OsjaxError(
-            f"stage {config.stage} trains {', '.join(sorted(able))}, not {', '.join(config.trained) or 'nothing'}: "
-            "mend trained"
+            f"stage {config.stage} trains {', '.join(able)}, not {', '.join(config.trained) or 'nothing'}: mend trained"
         )
     return () if config.lora.rank else config.trained
 

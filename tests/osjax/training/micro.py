@@ -58,6 +58,19 @@ def vae(**run: object) -> TrainConfig:
     return TrainConfig("vae", None, {"vae": VAE}, ("vae",), dataclasses.replace(RUN, **run), OPTIM, data=DATA)
 
 
+def text(**run: object) -> TrainConfig:
+    """The text encoders alone, from random numbers, on a few scenes."""
+    return TrainConfig(
+        "text",
+        None,
+        {"t5": T5, "clip": CLIP},
+        ("t5", "clip"),
+        dataclasses.replace(RUN, **run),
+        OPTIM,
+        data=dataclasses.replace(DATA, clips=16),
+    )
+
+
 def flow(**run: object) -> TrainConfig:
     """All parts from random numbers; the autoencoder stays as it is drawn."""
     return TrainConfig(

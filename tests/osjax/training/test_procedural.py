@@ -14,8 +14,8 @@ from osjax.training.batches import Latents
 from osjax.training.buckets import make_buckets
 from osjax.training.drawing import stack, tracks
 from osjax.training.options import DataOptions
-from osjax.training.procedural import WORDINGS, Share, drawn_stream, encoded_shelves, encoded_stream
-from osjax.training.shapes import scene
+from osjax.training.procedural import WORDINGS, Share, drawn_stream, encoded_shelves, encoded_stream, said_stream
+from osjax.training.shapes import BACKGROUNDS, COLORS, SCORES, SHAPES, scene
 from osjax.training.text import TokenIds
 
 DATA = DataOptions(resolution=("16px",), aspect_ratios=("1:1", "16:9"), num_frames=(1, 5), clips=32)
@@ -101,6 +101,43 @@ def test_a_limited_number_of_scenes_is_drawn_from_again_by_any_number_of_hosts()
         for centre in batch.tracks.centre:
             met.add(next(i for i, one in enumerate(frames[bucket]) if np.array_equal(one.centre, centre)))
     assert len(met) > 16
+
+
+def letters(captions):
+    """Captions as token ids: their characters."""
+    ids = np.array([[ord(letter) for letter in caption.ljust(LONGEST)] for caption in captions], np.int32)
+    return TokenIds(ids, ids)
+
+
+@given(step=st.integers(0, 10**6), hosts=st.integers(1, 3), clips=st.integers(1, 3), limit=st.sampled_from((0, 7)))
+@settings(deadline=None, max_examples=15)
+def test_hosts_share_the_captions_that_one_would_write(step, hosts, clips, limit):
+    data = dataclasses.replace(DATA, clips=limit)
+    parts = []
+    for index in range(hosts):
+        with contextlib.closing(said_stream(data, Share(clips, index, hosts), SEED, letters)) as stream:
+            parts.append(batch_at(stream, step))
+    with contextlib.closing(said_stream(data, Share(clips * hosts, 0, 1), SEED, letters)) as stream:
+        whole = batch_at(stream, step)
+    assert_same(jax.tree.map(lambda *each: np.concatenate(each), *parts), whole)
+
+
+def test_captions_without_clips_come_with_what_they_say():
+    """The first thing that the sentence names has the first facts."""
+    with contextlib.closing(said_stream(NEW, Share(200, 0, 1), SEED, letters)) as stream:
+        batch = next(stream)
+    seen = set()
+    for ids, facts in zip(batch.prompts.t5_bl, batch.facts_bf, strict=True):
+        caption = "".join(map(chr, ids)).rstrip()
+        background, score, *things = facts
+        names = [f"{[*COLORS, None][color]} {[*SHAPES, None][shape]}" for color, shape in (things[:2], things[3:5])]
+        assert (tuple(BACKGROUNDS)[background] in caption) or "gray" in caption
+        assert f"{SCORES[score]} motion score" in caption
+        places = [caption.find(name) for name in names if name != "None None"]
+        assert -1 not in places
+        assert places == sorted(places)
+        seen.add(len(places))
+    assert seen == {1, 2}
 
 
 def test_captions_tell_the_rate_and_the_motion():

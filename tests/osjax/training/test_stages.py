@@ -114,7 +114,7 @@ def test_new_text_encoders_get_tokenizers_of_their_vocabulary_or_of_their_kind(m
 
 @pytest.mark.parametrize("stage", ["", "Flow", "lora"])
 def test_unknown_stages(stage):
-    with pytest.raises(OsjaxError, match=f"unknown stage '{stage}': use flow or vae"):
+    with pytest.raises(OsjaxError, match=f"unknown stage '{stage}': use flow, text or vae"):
         TrainConfig(stage)
 
 
@@ -125,6 +125,7 @@ def test_unknown_stages(stage):
         ("flow", ("mmdit", "vae"), "stage flow trains clip, mmdit, t5, not mmdit, vae"),
         ("flow", ("mmdti",), "not mmdti"),
         ("vae", ("mmdit",), "stage vae trains vae, not mmdit"),
+        ("text", ("t5", "mmdit"), "stage text trains clip, t5, not t5, mmdit"),
     ],
 )
 def test_components_that_a_stage_cannot_train(tmp_path, stage, trained, message):
@@ -148,17 +149,23 @@ def test_adapters_that_cannot_be(tmp_path, lora):
         ("flow", {"vae"}, "stage flow needs a vae too: give ckpt_path or new"),
         ("flow", {"t5", "clip"}, "stage flow needs a t5 and a clip too"),
         ("vae", {"vae"}, "there is no vae to train"),
+        ("text", {"t5"}, "stage text needs a t5 too: give ckpt_path or new"),
     ],
 )
 def test_parts_that_are_missing(tmp_path, stage, left_out, message):
     new = {name: each for name, each in FLOW.new.items() if name not in left_out}
-    trained = ("mmdit",) if stage == "flow" else ("vae",)
+    trained = {"flow": ("mmdit",), "vae": ("vae",), "text": ("clip",)}[stage]
     assert message in refusal(dataclasses.replace(FLOW, stage=stage, new=new, trained=trained), tmp_path)
 
 
 def test_an_autoencoder_that_training_does_not_know(tmp_path):
     config = dataclasses.replace(micro.vae(), new={"vae": {"kind": "dc_ae"}})
     assert "stage vae cannot use a dc_ae" in refusal(config, tmp_path)
+
+
+def test_captions_of_clips_have_no_facts_to_learn(tmp_path):
+    data = dataclasses.replace(micro.DATA, path="clips.csv")
+    assert "leave out data.path" in refusal(dataclasses.replace(micro.text(), data=data), tmp_path)
 
 
 def test_a_text_encoder_without_its_length(tmp_path):
