@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,17 @@ from tqdm import tqdm
 
 from osjax import room
 from osjax.models.rope import rope_table
-from osjax.pipeline import Pipeline
+from osjax.pipeline import Pipeline, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
 from osjax.roles import sampling_options
 from osjax.sampling import guidance, schedule
+from osjax.sampling.caching import SPEEDS
 from osjax.sampling.denoise import Branches, denoise
-from osjax.sampling.geometry import image_ids
+from osjax.sampling.geometry import image_ids, unpack
 from osjax.sizes import Shape
+
+_STEP = "step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,46 +77,72 @@ class Measured:
         return sum(part.in_all for part in self.parts)
 
 
+class Work(NamedTuple):
+    """Something that the pipeline does for a video. times: how often; run: does it once, to its end."""
+
+    name: str
+    times: int
+    run: Callable[[], Any]
+
+
 def measure(pipeline: Pipeline, requests: Sequence[Request], runs: int, *, progress: bool = True) -> Measured:
     """Measures what drawing these together takes; they differ in prompts, references and seeds only.
 
     Prompts and references are not read: random numbers of their sizes stand for them, and every prompt differs from its
     negative one. Raises OsjaxError as `Pipeline.shape` does, and if a device's memory is full.
     """
+    plan, work = _work(pipeline, requests)
+    parts = []
     with room.explaining_memory(lambda: pipeline.shortage(requests)):
-        return _measure(pipeline, requests, runs, progress)
-
-
-def _measure(pipeline: Pipeline, requests: Sequence[Request], runs: int, progress: bool) -> Measured:
-    shape = pipeline.shape(requests[0])
-    given = shape.reference_frames if shape.kind.references else 0
-    plan = _plan(pipeline, requests[0], shape, same_condition=not given)
-    counts = collections.Counter(len(step.branches) for step in plan)
-    loads: list[Load] = []
-    parts: list[Part] = []
-    bar = tqdm(total=2 + bool(given) + len(counts), desc="bench", unit="part", disable=not progress)
-
-    def part(name: str, times: int, run: Callable[[], Any]) -> None:
-        bar.set_postfix_str(name)
-        parts.append(Part(name, *_timed(run, runs), runs, times, _peak()))
-        bar.update()
-
-    with bar:
-        for name in pipeline.roles.components:
-            loads.append(_load(pipeline, name))
-        part("text", 2, lambda: _encode_text(pipeline, len(requests)))  # prompts and negative prompts
-        if given:
-            clips = [np.asarray(_random((given, *shape.size, 3)))]
-            times = shape.kind.references * len(requests)
-            part("reference", times, lambda: pipeline.encode_references(requests[0], clips))
-        step = _stepper(pipeline, requests, shape)
-        for branches, times in sorted(counts.items()):
-            kind = next(each for each in plan if len(each.branches) == branches)
-            part(f"step of {branches}", times, lambda kind=kind: step(kind))
-        channels = pipeline.residency.config(pipeline.roles.mmdit).latent_channels
-        z_bthwc = _random(shape.grid.noise_shape(channels, len(requests)))
-        part("decode", 1, lambda: pipeline.decode(z_bthwc))
+        loads = [_load(pipeline, name) for name in pipeline.roles.components]
+        for each in _shown(work, "bench", progress):
+            parts.append(Part(each.name, *_timed(each.run, runs), runs, each.times, _peak()))
     return Measured(tuple(loads), tuple(parts), guidance.forward_passes(plan), len(requests))
+
+
+def compile_all(pipeline: Pipeline, requests: Sequence[Request], *, progress: bool = True) -> dict[str, float]:
+    """Does each part once, so that what it compiles comes into JAX's persistent cache: its name → seconds.
+
+    Weights do not matter. Steps are one program however many branches they have. Raises OsjaxError as `measure`.
+    """
+    _, work = _work(pipeline, requests)
+    step = next(each for each in work if each.name.startswith(_STEP))
+    wanted = [each for each in work if each is step or not each.name.startswith(_STEP)]
+    seconds = {}
+    with room.explaining_memory(lambda: pipeline.shortage(requests)):
+        for each in _shown(wanted, "compile", progress):
+            start = time.perf_counter()
+            each.run()
+            seconds[each.name.partition(" of ")[0]] = time.perf_counter() - start
+    return seconds
+
+
+def _work(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[Sequence[guidance.GuidedStep], list[Work]]:
+    """(how one video is guided, all that these take, in its order)."""
+    one, shape = requests[0], pipeline.shape(requests[0])
+    given = shape.reference_frames if shape.kind.references else 0
+    plan = _plan(pipeline, one, shape, same_condition=not given)
+    work = [Work("text", 2, lambda: _encode_text(pipeline, len(requests)))]  # prompts and negative prompts
+    if given:
+        clips = [np.asarray(_random((given, *shape.size, 3)))]
+        times = shape.kind.references * len(requests)
+        work.append(Work("reference", times, lambda: pipeline.encode_references(one, clips)))
+    step, x_bnc = _stepper(pipeline, requests, shape)
+    for branches, times in sorted(collections.Counter(len(each.branches) for each in plan).items()):
+        kind = next(each for each in plan if len(each.branches) == branches)
+        work.append(Work(f"{_STEP} of {branches}", times, functools.partial(step, kind)))
+    work.append(Work("decode", 1, lambda: pipeline.decode(unpack(x_bnc, shape.grid))))
+    return plan, work
+
+
+def _shown(work: Sequence[Work], what: str, progress: bool) -> Iterator[Work]:
+    """One after the other, with a bar that names the one at hand."""
+    bar = tqdm(total=len(work), desc=what, unit="part", disable=not progress)
+    with bar:
+        for each in work:
+            bar.set_postfix_str(each.name)
+            yield each
+            bar.update()
 
 
 def _plan(
@@ -149,17 +179,19 @@ def _load(pipeline: Pipeline, name: str) -> Load:
 
 
 def _encode_text(pipeline: Pipeline, count: int) -> list[Any]:
-    """One set of prompts through both encoders, as token ids: bundles without tokenizers can be measured too."""
+    """One set of prompts through both encoders, as token ids, since not every bundle has tokenizers."""
     states = []
     for name in ("t5", "clip"):
         ids_bl = np.full((count, pipeline.bundle.component(name).max_length), 7, np.int32)
         with pipeline.residency.on_device(name) as encoder:
-            states.append(jax.block_until_ready(_encode(encoder, ids_bl)))
+            states.append(jax.block_until_ready(encode_ids(encoder, ids_bl)))
     return states
 
 
-def _stepper(pipeline: Pipeline, requests: Sequence[Request], shape: Shape) -> Callable[[guidance.GuidedStep], Any]:
-    """A function that takes one step in the middle of sampling."""
+def _stepper(
+    pipeline: Pipeline, requests: Sequence[Request], shape: Shape
+) -> tuple[Callable[[guidance.GuidedStep], Any], jax.Array]:
+    """(a function that takes one step in the middle of sampling; latents as the last step leaves them)."""
     residency, grid, count = pipeline.residency, shape.grid, len(requests)
     config, dtype = residency.config(pipeline.roles.mmdit), residency.dtype
     length = pipeline.bundle.component("t5").max_length
@@ -169,12 +201,15 @@ def _stepper(pipeline: Pipeline, requests: Sequence[Request], shape: Shape) -> C
     rope = rope_table(image_ids(grid)[None], config.axes_dim, config.theta)
     x_bnc = _random((count, grid.tokens, config.in_channels))
     levels = schedule.timesteps(50, grid.tokens_per_frame, grid.t)[10:12]
+    reuse = SPEEDS[requests[0].speed]
 
     def step(kind: guidance.GuidedStep) -> Any:
         with residency.on_device(pipeline.roles.mmdit) as mmdit:
-            return jax.block_until_ready(denoise(mmdit, x_bnc, branches, rope, [kind], levels, pipeline.where))
+            return denoise(mmdit, x_bnc, branches, rope, [kind], levels, pipeline.where, reuse=reuse)
 
-    return step
+    # No step at all: laid out over the mesh as after the last one, because decoding is compiled for that.
+    after_bnc, _ = denoise(None, x_bnc, branches, rope, [], levels, pipeline.where)
+    return step, after_bnc
 
 
 def _random(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -184,6 +219,3 @@ def _random(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array
 def _peak() -> float | None:
     found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     return None if None in found else max(found) / GB
-
-
-_encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))

@@ -44,7 +44,7 @@ DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 
 log = logging.getLogger(__name__)
 _BROKEN = "convert the bundle again"
-_encode = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))
+encode_ids = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))  # a text encoder on token ids, int32 [B, L]
 
 
 class Texts(NamedTuple):
@@ -248,9 +248,9 @@ class Pipeline:
             if name == "t5" and any(cut):
                 log.warning("a prompt is over %d tokens long: the rest is cut off", max_length)
             with self.residency.on_device(name) as encoder:
-                encoded.append(_encode(encoder, ids_bl))
+                encoded.append(encode_ids(encoder, ids_bl))
                 if not _all_finite(encoded[-1]):
-                    layer = first_bad_layer(encoder, lambda encoder, ids_bl=ids_bl: _encode(encoder, ids_bl))
+                    layer = first_bad_layer(encoder, lambda encoder, ids_bl=ids_bl: encode_ids(encoder, ids_bl))
                     raise not_finite("the embeddings of the prompts are", layer, self.residency.dtype, _BROKEN)
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)

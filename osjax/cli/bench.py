@@ -8,24 +8,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osjax.cli import generate, options
-from osjax.cli.overrides import flatten, parser_of
+from osjax.cli.overrides import parser_of
 from osjax.cli.parser import Parser
+from osjax.cli.trial import add_random_weights, asked, drawn, loaded
 from osjax.errors import OsjaxError
 from osjax.files import replacing
 from osjax.request import EXACT, Request
-from osjax.sampling.condition import condition_kind
 
 if TYPE_CHECKING:
     from osjax.benchmark import Measured
     from osjax.pipeline import Pipeline
-
-_NOT_MEASURED = {"dataset.data_path": "a CSV", "use_t2i2v": "FLUX's pictures", "refine_prompt": "a language model"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,12 +29,13 @@ def main(argv: Sequence[str]) -> int:
     own, rest = _parser().parse_known_args(argv)
     if own.runs < 1:
         raise OsjaxError("--runs counts the calls that are timed: give at least 1")
-    read = options.read(rest)
-    model, requests = _asked(read)
+    model, requests = asked(rest, "bench")
+    if requests[0].speed != EXACT:
+        raise OsjaxError("bench measures exact steps: leave out --speed")
 
     from osjax import benchmark  # not above: imports JAX, and mistakes in the options should be told at once
 
-    pipeline = _random(model, requests[0]) if own.random_weights else _loaded(model)
+    pipeline = drawn(model, requests[0], published=True) if own.random_weights else loaded(model)
     measured = benchmark.measure(pipeline, requests, own.runs)
     print(table(measured))
     if own.out:
@@ -54,62 +51,10 @@ def _parser() -> Parser:
         usage="osjax bench [CONFIG] [--key value ...]",
         description="Measure each part of a video, and add up a whole one. Takes the options of `osjax generate` too.",
     )
-    switch = parser_of(bool)
-    parser.add_argument(
-        "--random_weights",
-        "--random-weights",
-        type=switch,
-        default=False,
-        metavar="BOOL",
-        help="draw the weights: of the published sizes, or those of --ckpt_path",
-    )
+    add_random_weights(parser, "draw the weights: of the published sizes, or those of --ckpt_path")
     parser.add_argument("--runs", type=parser_of(int), default=3, metavar="INT", help="calls that are timed [3]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     return parser
-
-
-def _asked(read: options.Options) -> tuple[generate.Model, list[Request]]:
-    """What draws, and the requests that are drawn together. Raises OsjaxError for what is not measured."""
-    config = read.config
-    given = flatten(config.to_dict())
-    unfit = [name for key, name in _NOT_MEASURED.items() if given[key]]
-    if read.repeat or unfit:
-        raise OsjaxError(f"bench measures one video by itself, not {', '.join(unfit) or 'a file'}: leave that out")
-    if config.sampling_option.speed != EXACT or config.sampling_option.extend:
-        raise OsjaxError("bench measures exact steps of one draw: leave out --speed and --extend")
-    if config.prompt is None:
-        config.prompt = "-"
-    plan = generate.plan(config)
-    count = condition_kind(config.cond_type).references
-    request = dataclasses.replace(plan.jobs[0].request, refs=("-",) * count)
-    return plan.model, [request] * config.batch_size
-
-
-def _loaded(model: generate.Model) -> Pipeline:
-    from osjax.pipeline import Pipeline
-
-    return Pipeline.load(**dataclasses.asdict(model), progress=False)
-
-
-def _random(model: generate.Model, request: Request) -> Pipeline:
-    from osjax import random_weights
-    from osjax.bundle import read_bundle
-    from osjax.parallel.mesh import make_mesh, parse_mesh
-    from osjax.pipeline import DTYPES, Pipeline
-    from osjax.residency import model_config
-    from osjax.sizes import shape_of
-
-    if model.lora:
-        raise OsjaxError("random weights have no LoRA: leave out --lora")
-    if model.dtype not in DTYPES:
-        raise OsjaxError(f"unknown dtype {model.dtype!r}: use one of {', '.join(DTYPES)}")
-    bundle = read_bundle(model.path) if model.path else random_weights.bundle_of(random_weights.PUBLISHED)
-    mesh = make_mesh(parse_mesh(model.mesh))
-    vae, mmdit = (model_config(bundle.component(name)) for name in ("vae", "mmdit"))
-    shape_of(request, vae, mmdit.patch_size)  # what cannot be drawn is told before the weights are
-    print("osjax: drawing the weights", file=sys.stderr, flush=True)
-    residency = random_weights.residency(bundle, mesh, DTYPES[model.dtype], offload=model.offload)
-    return Pipeline.over(residency, mesh, model.dtype, model.attention, "random weights", progress=False)
 
 
 def table(measured: Measured) -> str:

@@ -49,13 +49,14 @@ def _dispatch(argv: Sequence[str]) -> int:
         "download": _download,
         "convert": _convert,
         "bench": _bench,
+        "compile": _compile,
         "info": _info,
     }
     parser.add_argument(
         "command",
         choices=commands,
         help="generate: make videos; train: fit a model; download: PyTorch checkpoints; convert: them to a bundle; "
-        "bench: how long videos take; info: tell",
+        "bench: how long videos take; compile: what they need, ahead; info: tell",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`osjax COMMAND --help` lists them")
     args = parser.parse_args(argv)
@@ -110,6 +111,13 @@ def _bench(argv: Sequence[str]) -> int:
 
     _prepare_libraries()
     return bench.main(argv)
+
+
+def _compile(argv: Sequence[str]) -> int:
+    from osjax.cli import compiling
+
+    _prepare_libraries()
+    return compiling.main(argv)
 
 
 def _info(argv: Sequence[str]) -> int:
