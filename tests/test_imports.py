@@ -19,6 +19,7 @@ CHAIN = (
     "sampling",
     "adapters",
     "residency",
+    "random_weights",
     "roles",
     "sizes",
     "preflight",
@@ -26,6 +27,7 @@ CHAIN = (
     "record",
     "pipeline",
     "embedding",
+    "benchmark",
     "training",
     "cli",
 )
@@ -35,8 +37,8 @@ LEAVES = frozenset(
     | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset(
-    {"adapters", "residency", "roles", "sizes", "preflight", "room", "record", "pipeline", "embedding", "training"}
-    | {"cli"}
+    {"adapters", "residency", "random_weights", "roles", "sizes", "preflight", "room", "record", "pipeline"}
+    | {"embedding", "benchmark", "training", "cli"}
 )
 
 # Where else a package may be imported from; the tests are free.
