@@ -1,8 +1,8 @@
 """The text encoders of a tiny model, on captions of shapes: a stage between `tiny_vae` and `tiny_flow`.
 
 Source: ours. As the full model's do, they come to the transformer trained already. The embedded model was trained
-without this stage: there T5 alone tells 14 to 19 % of pairs of things rightly, and most of what is drawn comes by
-CLIP's vector.
+without this stage: after 12,000 steps more than it has, 55 to 65 % of held-out pairs of things were drawn rightly,
+and without CLIP's vector 14 to 19 %, so T5 told little.
 Expected result: runs/tiny_text/bundle, whose encoders both tell every fact of nearly every caption (`t5_right`,
 `clip_right` 1). Seen with 1200 steps of 128 captions of 20,000 scenes, on two CPU cores in a quarter of an hour; the
 options below were not run.
