@@ -105,6 +105,8 @@ SWALLOWED = """
 import os, signal, sys, time, weakref
 from osjax.cli.interrupt import insistent_interrupt
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
+
 class Thing: pass
 
 def swallow(_):
