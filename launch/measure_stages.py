@@ -3,17 +3,14 @@
     python launch/measure_stages.py --out results.json            # 256px and 768px, bf16, all stages
     python launch/measure_stages.py --tiny                        # rehearsal with tiny sizes on any device
 
-Each figure is the median of runs after a warm-up, synchronised with `block_until_ready`, on random data. `compile_s` is
-the first call less the median. Attention's rate counts 4·M²·D·H operations for M tokens.
+Each figure is the median of runs after a first call, synchronised with `block_until_ready`, on random data. `compile_s`
+is the first call less the median. Attention's rate counts 4·M²·D·H operations for M tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from osjax import random_weights
+from osjax.benchmark import peak_gigabytes, timed
 from osjax.kernels.attention import choose_attention
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import rope_table
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import geometry, guidance, schedule
@@ -40,42 +37,17 @@ TINY_MMDIT = MMDiTConfig(
 TINY_VAE = HunyuanVAEConfig(block_out_channels=(32, 32, 32, 32))
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds: the median of `runs`, and what the first call took beyond it."""
-
-    seconds: float
-    compile_s: float
-    runs: int
-
-
-def timed(run: Callable[[], Any], runs: int) -> Timing:
-    laps = []
-    for _ in range(runs + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        laps.append(time.perf_counter() - start)
-    median = statistics.median(laps[2:])
-    return Timing(round(median, 5), round(laps[0] - median, 2), runs)
-
-
-def peak_gb() -> float:
-    """The process's peak device memory so far, in GB (1e9 bytes); 0 where the backend does not say."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return round(stats.get("peak_bytes_in_use", 0) / 1e9, 2)
-
-
-def random_model(make: Callable[[], nnx.Module]) -> nnx.Module:
-    """A model with random weights drawn on the device."""
-    return jax.jit(make)()
+def figures_of(run: Callable[[], Any], runs: int) -> dict[str, Any]:
+    seconds, first = timed(run, runs)
+    return {"seconds": round(seconds, 5), "compile_s": round(first, 2), "runs": runs}
 
 
 def measure_attention(config: MMDiTConfig, tokens: int, attend: Callable, runs: int) -> dict[str, Any]:
     shape = (1, tokens, config.num_heads, config.head_dim)
     qkv = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
-    timing = timed(lambda: jax.jit(attend)(*qkv), runs)
+    figures = figures_of(lambda: jax.jit(attend)(*qkv), runs)
     operations = 4 * tokens**2 * config.head_dim * config.num_heads
-    return {**dataclasses.asdict(timing), "tflops": round(operations / timing.seconds / 1e12, 1)}
+    return figures | {"tflops": round(operations / figures["seconds"] / 1e12, 1)}
 
 
 def measure_steps(model: MMDiT, grid: geometry.LatentGrid, where: Where, runs: int) -> dict[str, Any]:
@@ -94,13 +66,13 @@ def measure_steps(model: MMDiT, grid: geometry.LatentGrid, where: Where, runs: i
     for used in ((0,), (0, 1), (0, 1, 2)):
         plan = [guidance.GuidedStep(used, np.full((len(used), grid.t), 1 / len(used), np.float32))]
         run = lambda plan=plan: denoise(model, x_bnc, branches, rope, plan, levels, where)  # noqa: E731
-        found[f"{len(used)}_passes"] = dataclasses.asdict(timed(run, runs if len(used) == 1 else 2))
+        found[f"{len(used)}_passes"] = figures_of(run, runs if len(used) == 1 else 2)
     return found
 
 
 def measure_decode(vae: HunyuanVAE, grid: geometry.LatentGrid, runs: int) -> dict[str, Any]:
     z = jax.random.normal(jax.random.key(3), grid.noise_shape(vae.config.latent_channels), jnp.bfloat16)
-    return dataclasses.asdict(timed(lambda: vae.decode(z), runs))
+    return figures_of(lambda: vae.decode(z), runs)
 
 
 def main() -> None:
@@ -118,6 +90,7 @@ def main() -> None:
     config, vae_config = (TINY_MMDIT, TINY_VAE) if args.tiny else (MMDiTConfig(), HunyuanVAEConfig())
     name, attend = choose_attention(args.attention, device, jnp.bfloat16, config.head_dim)
     where = Where(make_mesh(MeshShape()), attend)
+    models = random_weights.bundle_of({"vae": ("hunyuan_vae", vae_config, None), "mmdit": ("mmdit", config, None)})
     grids = {size: geometry.latent_grid(*((64, 64, 9) if args.tiny else SIZES[size])) for size in args.sizes}
     results: dict[str, Any] = {
         "device": device.device_kind, "jax": jax.__version__, "attention": name, "dtype": "bf16", "tiny": args.tiny,
@@ -126,7 +99,7 @@ def main() -> None:
         results[size] = {"tokens": grid.tokens + TEXT_TOKENS}
 
     def record(size: str, stage: str, figures: dict[str, Any]) -> None:
-        results[size][stage] = {**figures, "peak_gb": peak_gb()}
+        results[size][stage] = {**figures, "peak_gb": round(peak_gigabytes() or 0, 2)}
         print(size, stage, json.dumps(results[size][stage]), flush=True)
         if args.out:
             args.out.write_text(json.dumps(results, indent=2) + "\n")
@@ -135,12 +108,12 @@ def main() -> None:
         for size, grid in grids.items():
             record(size, "attention", measure_attention(config, grid.tokens + TEXT_TOKENS, attend, args.runs))
     if "decode" in args.stages:
-        vae = random_model(lambda: HunyuanVAE(vae_config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
+        vae = random_weights.draw(models.component("vae"), where.mesh, jnp.bfloat16)
         for size, grid in grids.items():
             record(size, "decode", measure_decode(vae, grid, args.runs))
         del vae
     if "steps" in args.stages:
-        model = random_model(lambda: MMDiT(config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
+        model = random_weights.draw(models.component("mmdit"), where.mesh, jnp.bfloat16)
         for size, grid in grids.items():
             record(size, "steps", measure_steps(model, grid, where, args.runs))
 

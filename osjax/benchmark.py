@@ -32,8 +32,6 @@ from osjax.sampling.denoise import Branches, denoise
 from osjax.sampling.geometry import image_ids, unpack
 from osjax.sizes import Shape
 
-_STEP = "step"
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -55,7 +53,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """A model that comes to the devices for the first time: from disk, or from host memory with random weights."""
+    """A model that comes to the devices for the first time: read from disk, or drawn if its weights are random."""
 
     name: str
     gigabytes: float
@@ -78,9 +76,11 @@ class Measured:
 
 
 class Work(NamedTuple):
-    """Something that the pipeline does for a video. times: how often; run: does it once, to its end."""
+    """Something that the pipeline does for a video. program: what it compiles, perhaps as another work does; times: how
+    often it is done; run: does it once, to its end."""
 
     name: str
+    program: str
     times: int
     run: Callable[[], Any]
 
@@ -91,30 +91,46 @@ def measure(pipeline: Pipeline, requests: Sequence[Request], runs: int, *, progr
     Prompts and references are not read: random numbers of their sizes stand for them, and every prompt differs from its
     negative one. Raises OsjaxError as `Pipeline.shape` does, and if a device's memory is full.
     """
-    plan, work = _work(pipeline, requests)
     parts = []
     with room.explaining_memory(lambda: pipeline.shortage(requests)):
+        plan, work = _work(pipeline, requests)
         loads = [_load(pipeline, name) for name in pipeline.roles.components]
         for each in _shown(work, "bench", progress):
-            parts.append(Part(each.name, *_timed(each.run, runs), runs, each.times, _peak()))
+            parts.append(Part(each.name, *timed(each.run, runs), runs, each.times, peak_gigabytes()))
     return Measured(tuple(loads), tuple(parts), guidance.forward_passes(plan), len(requests))
 
 
 def compile_all(pipeline: Pipeline, requests: Sequence[Request], *, progress: bool = True) -> dict[str, float]:
-    """Does each part once, so that what it compiles comes into JAX's persistent cache: its name → seconds.
+    """Does everything once, so that what it compiles comes into JAX's persistent cache: program → seconds.
 
-    Weights do not matter. Steps are one program however many branches they have. Raises OsjaxError as `measure`.
+    Weights do not matter. Raises OsjaxError as `measure`.
     """
-    _, work = _work(pipeline, requests)
-    step = next(each for each in work if each.name.startswith(_STEP))
-    wanted = [each for each in work if each is step or not each.name.startswith(_STEP)]
     seconds = {}
     with room.explaining_memory(lambda: pipeline.shortage(requests)):
-        for each in _shown(wanted, "compile", progress):
+        _, work = _work(pipeline, requests)
+        by_program = {each.program: each for each in work}
+        for each in _shown(list(by_program.values()), "compile", progress):
             start = time.perf_counter()
             each.run()
-            seconds[each.name.partition(" of ")[0]] = time.perf_counter() - start
+            seconds[each.program] = time.perf_counter() - start
     return seconds
+
+
+def timed(run: Callable[[], Any], runs: int) -> tuple[float, float]:
+    """(median seconds of `runs` calls, what one before them took beyond it); each is waited for."""
+    laps = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        laps.append(time.perf_counter() - start)
+    median = statistics.median(laps[1:])
+    return median, max(0.0, laps[0] - median)
+
+
+def peak_gigabytes() -> float | None:
+    """The most that the process ever had on one of its devices; None where these do not tell, as CPUs do not."""
+    found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return None if None in found else max(found) / GB
 
 
 def _work(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[Sequence[guidance.GuidedStep], list[Work]]:
@@ -122,16 +138,16 @@ def _work(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[Sequence[gui
     one, shape = requests[0], pipeline.shape(requests[0])
     given = shape.reference_frames if shape.kind.references else 0
     plan = _plan(pipeline, one, shape, same_condition=not given)
-    work = [Work("text", 2, lambda: _encode_text(pipeline, len(requests)))]  # prompts and negative prompts
+    work = [Work("text", "text", 2, lambda: _encode_text(pipeline, len(requests)))]  # prompts and negative prompts
     if given:
         clips = [np.asarray(_random((given, *shape.size, 3)))]
         times = shape.kind.references * len(requests)
-        work.append(Work("reference", times, lambda: pipeline.encode_references(one, clips)))
+        work.append(Work("reference", "reference", times, lambda: pipeline.encode_references(one, clips)))
     step, x_bnc = _stepper(pipeline, requests, shape)
     for branches, times in sorted(collections.Counter(len(each.branches) for each in plan).items()):
         kind = next(each for each in plan if len(each.branches) == branches)
-        work.append(Work(f"{_STEP} of {branches}", times, functools.partial(step, kind)))
-    work.append(Work("decode", 1, lambda: pipeline.decode(unpack(x_bnc, shape.grid))))
+        work.append(Work(f"step of {branches}", "step", times, functools.partial(step, kind)))
+    work.append(Work("decode", "decode", 1, lambda: pipeline.decode(unpack(x_bnc, shape.grid))))
     return plan, work
 
 
@@ -157,17 +173,6 @@ def _plan(
         same_text=False,
         same_condition=same_condition,
     )
-
-
-def _timed(run: Callable[[], Any], runs: int) -> tuple[float, float]:
-    """(median seconds, what the first call took beyond them)."""
-    laps = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        laps.append(time.perf_counter() - start)
-    median = statistics.median(laps[1:])
-    return median, max(0.0, laps[0] - median)
 
 
 def _load(pipeline: Pipeline, name: str) -> Load:
@@ -214,8 +219,3 @@ def _stepper(
 
 def _random(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     return jax.random.normal(jax.random.key(1), shape, dtype)
-
-
-def _peak() -> float | None:
-    found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    return None if None in found else max(found) / GB

@@ -44,7 +44,12 @@ DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 
 log = logging.getLogger(__name__)
 _BROKEN = "convert the bundle again"
-encode_ids = jax.jit(lambda encoder, ids_bl: encoder(ids_bl))  # a text encoder on token ids, int32 [B, L]
+
+
+@jax.jit
+def encode_ids(encoder: Any, ids_bl: jax.Array) -> Any:
+    """What a text encoder makes of token ids, int32 [B, L]: T5's states, or CLIP's states and pooled vectors."""
+    return encoder(ids_bl)
 
 
 class Texts(NamedTuple):

@@ -18,7 +18,6 @@ from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.models.mmdit import MMDiTConfig
 from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config
-from osjax.parallel.host_memory import to_host
 from osjax.parallel.specs import SPECS
 from osjax.residency import MODELS, Residency, abstract_model, model_config
 
@@ -49,12 +48,6 @@ def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
 
 
 def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool) -> Residency:
-    """All models of a bundle drawn anew, whatever weights it has; with offloading they wait in host memory."""
-    modules = {}
-    for name, component in bundle.components.items():
-        module = draw(component, mesh, dtype)
-        modules[name] = to_host(module) if offload else module
-        if offload:
-            for array in jax.tree.leaves(module):
-                array.delete()
-    return Residency(bundle, mesh, dtype, offload=offload, modules=modules)
+    """The models of a bundle, whatever weights it has, each drawn when it is first needed."""
+    source = lambda name: draw(bundle.component(name), mesh, dtype)  # noqa: E731
+    return Residency(bundle, mesh, dtype, offload=offload, source=source)

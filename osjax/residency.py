@@ -72,7 +72,8 @@ def abstract_model(component: Component, dtype: jnp.dtype) -> nnx.Module:
 class Residency:
     """The models of one bundle on one mesh, in one dtype.
 
-    modules: those that need not be read; with offloading they are in host memory (`host_memory.to_host`).
+    modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: what
+    a model comes from by its name, onto every device of the mesh, in place of the bundle's files.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Residency:
         *,
         offload: bool,
         modules: Mapping[str, nnx.Module] | None = None,
+        source: Callable[[str], nnx.Module] | None = None,
     ):
         self.bundle = bundle
+        self._source = source or self._read
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
         self._offload = offload
@@ -170,11 +173,14 @@ class Residency:
             array.delete()
 
     def _load(self, name: str) -> nnx.Module:
-        module = load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)
+        module = self._source(name)
         if name != "mmdit" or not self._adapters:
             return module
         loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
         return jax.device_put(_merge(module, loaded), self._sharding)
+
+    def _read(self, name: str) -> nnx.Module:
+        return load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)
 
     def _abstract(self, name: str) -> nnx.Module:
         return abstract_model(self.bundle.component(name), self.dtype)

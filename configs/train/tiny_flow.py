@@ -14,7 +14,7 @@ four of them for compiling and encoding; 29 ms a step.
 
 from ml_collections import ConfigDict
 
-from configs.train import base
+from configs.train import base, tiny_text
 
 
 def get_config() -> ConfigDict:
@@ -34,28 +34,9 @@ def get_config() -> ConfigDict:
                 "depth_single_blocks": 8,
                 "axes_dim": (16, 24, 24),
             },
-            "t5": {
-                "kind": "t5",
-                "d_model": 160,
-                "d_kv": 32,
-                "d_ff": 320,
-                "num_heads": 5,
-                "num_layers": 2,
-                "vocab_size": 512,
-                "max_length": 48,
-            },
-            "clip": {
-                "kind": "clip",
-                "hidden_size": 128,
-                "intermediate_size": 256,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "vocab_size": 512,
-                "max_position_embeddings": 48,
-                "max_length": 48,
-            },
         }
     )
+    config.new.update(tiny_text.get_config().new)
     config.run.update(steps=42_000, batch_size=256, log_every=100, save_every=6000, remat="elementwise")
     config.optim.update(
         lr=1e-3,

@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
 
     from osjax import benchmark  # not above: imports JAX, and mistakes in the options should be told at once
 
-    pipeline = drawn(model, requests[0], published=True) if own.random_weights else loaded(model)
+    pipeline = drawn(model, published=True) if own.random_weights else loaded(model)
     measured = benchmark.measure(pipeline, requests, own.runs)
-    print(table(measured))
+    print(table(measured, "draw" if own.random_weights else "load"))
     if own.out:
         with replacing(own.out) as temporary:
             temporary.write_text(json.dumps(report(measured, pipeline, requests[0]), indent=2) + "\n", encoding="utf-8")
@@ -57,12 +57,12 @@ def _parser() -> Parser:
     return parser
 
 
-def table(measured: Measured) -> str:
-    """Loads and parts as lines of text, the sum last."""
+def table(measured: Measured, loading: str) -> str:
+    """Loads and parts as lines of text, the sum last. loading: what loads are called."""
     lines = [f"{'':<20}{'each, s':>10}{'times':>7}{'in all, s':>11}{'first, s':>10}{'peak, GB':>10}"]
     for load in measured.loads:
         size = f"{load.gigabytes:.2f} GB"
-        lines.append(f"{'load ' + load.name:<20}{load.seconds:>10.3f}{size:>38}")
+        lines.append(f"{f'{loading} {load.name}':<20}{load.seconds:>10.3f}{size:>38}")
     for part in measured.parts:
         peak = "-" if part.peak is None else f"{part.peak:.2f}"
         lines.append(

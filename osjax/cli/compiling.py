@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise OsjaxError("there is no place to keep what is compiled: set JAX_COMPILATION_CACHE_DIR to a folder")
     if "://" not in place:
         make_folder(place)
-    pipeline = drawn(model, requests[0], published=own.random_weights)
+    pipeline = drawn(model, published=own.random_weights)
     for name, seconds in benchmark.compile_all(pipeline, requests).items():
         print(f"{name}: {seconds:.1f} s")
     print(f"kept in {place}")

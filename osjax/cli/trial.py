@@ -6,7 +6,6 @@ They take the options of `osjax generate`; prompts and references are stood for 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from osjax.request import Request
 if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
 
+RANDOM = "random weights"  # in place of a bundle's name
 _NOT_TRIED = {
     "dataset.data_path": "a CSV",
     "use_t2i2v": "FLUX's pictures",
@@ -62,17 +62,15 @@ def loaded(model: generate.Model) -> Pipeline:
     return Pipeline.load(**dataclasses.asdict(model), progress=False)
 
 
-def drawn(model: generate.Model, request: Request, *, published: bool) -> Pipeline:
+def drawn(model: generate.Model, *, published: bool) -> Pipeline:
     """A pipeline of random weights, of the bundle's sizes; without one, of the published or the embedded model's.
 
-    Raises OsjaxError for a request that they cannot draw.
+    Raises OsjaxError as `Pipeline.load`, and for LoRAs.
     """
     from osjax import random_weights
     from osjax.bundle import read_bundle
     from osjax.parallel.mesh import make_mesh, parse_mesh
     from osjax.pipeline import DTYPES, EMBEDDED, Pipeline
-    from osjax.residency import model_config
-    from osjax.sizes import shape_of
 
     if model.lora:
         raise OsjaxError("random weights have no LoRA: leave out --lora")
@@ -83,8 +81,5 @@ def drawn(model: generate.Model, request: Request, *, published: bool) -> Pipeli
     else:
         bundle = read_bundle(model.path or EMBEDDED)
     mesh = make_mesh(parse_mesh(model.mesh))
-    vae, mmdit = (model_config(bundle.component(name)) for name in ("vae", "mmdit"))
-    shape_of(request, vae, mmdit.patch_size)  # what cannot be drawn is told before the weights are
-    print("osjax: drawing the weights", file=sys.stderr, flush=True)
     residency = random_weights.residency(bundle, mesh, DTYPES[model.dtype], offload=model.offload)
-    return Pipeline.over(residency, mesh, model.dtype, model.attention, "random weights", progress=False)
+    return Pipeline.over(residency, mesh, model.dtype, model.attention, RANDOM, progress=False)

@@ -10,7 +10,7 @@ from osjax.errors import OsjaxError
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import Pipeline
 from osjax.request import Request
-from tests.launch_sizes import SMALL
+from tests.small_models import SMALL
 
 REQUEST = Request("-", resolution=None, height=32, width=32, num_frames=5, num_steps=12)
 

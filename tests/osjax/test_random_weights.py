@@ -7,7 +7,7 @@ import pytest
 
 from osjax import random_weights
 from osjax.parallel.mesh import make_mesh, parse_mesh
-from tests.launch_sizes import SMALL
+from tests.small_models import SMALL
 
 
 def test_counts_of_the_published_model():
@@ -37,6 +37,7 @@ def test_models_need_no_files(offload):
     mesh = make_mesh(parse_mesh("data=1,seq=1"))
     bundle = random_weights.bundle_of(SMALL)
     residency = random_weights.residency(bundle, mesh, jnp.bfloat16, offload=offload)
+    assert residency.loaded == (), "each is drawn when it is needed: together they may be too much"
     for name, component in bundle.components.items():
         with residency.on_device(name) as module:
             leaves = jax.tree.leaves(module)
