@@ -68,11 +68,20 @@ SIZE_SAID_SHARE = 0.5
 CAPITAL_SHARE = 0.25
 
 
+class Mention(NamedTuple):
+    """A thing as a sentence tells of it. size: as said; vertical: of the way that it bounces, whether it is said to be
+    up and down (True) or from side to side (False). None for what the sentence leaves open."""
+
+    thing: Thing
+    size: str | None
+    vertical: bool | None
+
+
 class Told(NamedTuple):
     """A sentence, without a full stop, and the things that it tells of in its order."""
 
     text: str
-    things: tuple[Thing, ...]
+    mentions: tuple[Mention, ...]
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -84,14 +93,15 @@ def tell(scene: Scene, rng: np.random.Generator) -> Told:
     """Tells of a scene. Of two things either comes first; a size that is not said may be any."""
     things = tuple(scene.things[i] for i in rng.permutation(len(scene.things)))
     color = _one_of((scene.background, ALSO_CALLED.get(scene.background, scene.background)), rng)
-    slots = {"bg": _with_article(color), "color": color}
+    slots, mentions = {"bg": _with_article(color), "color": color}, []
     for thing, prefix in zip(things, ("", "other_"), strict=False):
-        slots[prefix.rstrip("_") or "it"] = _name(thing, rng)
-        slots[prefix + "moves"], slots[prefix + "moving"] = _action(thing, rng)
+        slots[prefix.rstrip("_") or "it"], size = _name(thing, rng)
+        slots[prefix + "moves"], slots[prefix + "moving"], vertical = _action(thing, rng)
+        mentions.append(Mention(thing, size, vertical))
     sentence = _one_of(ONE if len(things) == 1 else TWO, rng).format(**slots)
     if rng.random() < CAPITAL_SHARE:
         sentence = sentence[0].upper() + sentence[1:]
-    return Told(sentence, things)
+    return Told(sentence, tuple(mentions))
 
 
 def corpus(n: int, seed: int) -> list[str]:
@@ -108,21 +118,24 @@ def vocabulary() -> set[str]:
     return set(re.findall(r"\w+", " ".join((*phrases, *templates, *names))))
 
 
-def _name(thing: Thing, rng: np.random.Generator) -> str:
+def _name(thing: Thing, rng: np.random.Generator) -> tuple[str, str | None]:
+    """What a thing is called, and its size if that is said."""
     size = [_one_of(SIZES[thing.size], rng)] if rng.random() < SIZE_SAID_SHARE else []
-    return _with_article(" ".join([*size, thing.color, thing.shape]))
+    return _with_article(" ".join([*size, thing.color, thing.shape])), thing.size if size else None
 
 
-def _action(thing: Thing, rng: np.random.Generator) -> tuple[str, str]:
-    """What a thing does: (finite verb phrase, participle phrase)."""
+def _action(thing: Thing, rng: np.random.Generator) -> tuple[str, str, bool | None]:
+    """What a thing does: finite verb phrase, participle phrase, and whether it bounces up and down if that is said."""
     if thing.motion in HEADINGS:
         verbs, ways = _one_of(GO, rng), WAYS[thing.motion]
     else:
         verbs, ways = _one_of(DOES[thing.motion], rng), ("",)
+    vertical = thing.heading[0] == 0
     if thing.motion == "bouncing":
-        ways = ("", *BOUNCES_ALONG[thing.heading[0] == 0])
+        ways = ("", *BOUNCES_ALONG[vertical])
     way = _one_of(ways, rng)
-    return tuple(f"{verb} {way}".rstrip() for verb in verbs)
+    moves, moving = (f"{verb} {way}".rstrip() for verb in verbs)
+    return moves, moving, vertical if thing.motion == "bouncing" and way else None
 
 
 def _with_article(words: str) -> str:

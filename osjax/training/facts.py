@@ -11,20 +11,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from osjax.training.shapes import BACKGROUNDS, COLORS, MOTIONS, SCORES, SHAPES, Scene, Thing
+from osjax.training.captions import Mention
+from osjax.training.shapes import BACKGROUNDS, COLORS, MOTIONS, SCORES, SHAPES, Scene
 
 _TOLD = ("first", "second")  # things
-_OF_A_THING = {"color": tuple(COLORS), "shape": SHAPES, "motion": MOTIONS}
+# What may be said of a thing; None: that it is left open.
+_OF_A_THING = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "motion": MOTIONS,
+    "size": ("small", "large", None),
+    "vertical": (True, False, None),
+}
 # Fact → how many answers it has; one answer of a thing's facts is that there is no such thing.
 FACTS = {"background": len(BACKGROUNDS), "score": len(SCORES)} | {
     f"{which}_{name}": len(answers) + 1 for which in _TOLD for name, answers in _OF_A_THING.items()
 }
 
 
-def facts_of(scene: Scene, things: Sequence[Thing]) -> np.ndarray:
-    """The number of the right answer to each of FACTS, int32 [F]. things: those of the scene, as they are told."""
+def facts_of(scene: Scene, mentions: Sequence[Mention]) -> np.ndarray:
+    """The number of the right answer to each of FACTS, int32 [F]. mentions: of the scene's things, as they are told."""
     right = [tuple(BACKGROUNDS).index(scene.background), SCORES.index(scene.score)]
-    for thing in (*things, *[None] * (len(_TOLD) - len(things))):
-        for name, answers in _OF_A_THING.items():
-            right.append(len(answers) if thing is None else answers.index(getattr(thing, name)))
+    for thing, size, vertical in mentions:
+        said = (thing.color, thing.shape, thing.motion, size, vertical)
+        right += [answers.index(each) for answers, each in zip(_OF_A_THING.values(), said, strict=True)]
+    for _ in _TOLD[len(mentions) :]:
+        right += map(len, _OF_A_THING.values())
     return np.array(right, np.int32)

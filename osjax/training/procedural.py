@@ -81,7 +81,7 @@ def said_stream(
     def said(number: int) -> Said:
         made = scene(seed, number, two_things=data.two_things)
         told = captions.tell(made, np.random.default_rng((seed, number, 1)))
-        return Said(tokenize([annotate(told.text, data.fps, made.score)]), facts_of(made, told.things)[None])
+        return Said(tokenize([annotate(told.text, data.fps, made.score)]), facts_of(made, told.mentions)[None])
 
     def make(step: int) -> Said:
         numbers = _numbers(data, share, np.random.default_rng((seed, step)), step)

@@ -130,7 +130,7 @@ def test_captions_without_clips_come_with_what_they_say():
     for ids, facts in zip(batch.prompts.t5_bl, batch.facts_bf, strict=True):
         caption = "".join(map(chr, ids)).rstrip()
         background, score, *things = facts
-        names = [f"{[*COLORS, None][color]} {[*SHAPES, None][shape]}" for color, shape in (things[:2], things[3:5])]
+        names = [f"{[*COLORS, None][color]} {[*SHAPES, None][shape]}" for color, shape in (things[:2], things[5:7])]
         assert (tuple(BACKGROUNDS)[background] in caption) or "gray" in caption
         assert f"{SCORES[score]} motion score" in caption
         places = [caption.find(name) for name in names if name != "None None"]
