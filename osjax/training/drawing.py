@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from osjax.media import to_model, to_uint8
-from osjax.training.shapes import BACKGROUNDS, COLORS, SECONDS, Scene, check_length, trajectory
+from osjax.training.shapes import BACKGROUNDS, COLORS, GAP, MOMENTS, SECONDS, Scene, check_length, trajectory
 
 MOST_THINGS = 2
 # Every shape is a star: tips on the circle of its radius, between them inner corners at this part of the radius. The
@@ -47,19 +47,39 @@ def tracks(scene: Scene, height: int, width: int, num_frames: int = 33, fps: flo
     """Where a scene's things are in every frame of one clip. Raises OsjaxError for a clip longer than the scene."""
     check_length(num_frames, fps)
     progress = np.arange(num_frames) / (fps * SECONDS)
-    side = min(height, width)
-    corner = scene.stage * np.array([width - side, height - side])
+    side, long_axis = min(height, width), int(height > width)
+    paths = [trajectory(thing, scene.score, progress) for thing in scene.things]
+    along = _stages(scene, max(height, width) / side - 1, long_axis)
     centre = np.zeros((MOST_THINGS, num_frames, 2))
     radius, angle = np.zeros((2, MOST_THINGS, num_frames))
     tips, inner, rgb = np.ones(MOST_THINGS), np.zeros(MOST_THINGS), np.zeros((MOST_THINGS, 3))
-    for i, thing in enumerate(scene.things):
-        at, radius[i], angle[i] = trajectory(thing, scene.score, progress)
-        centre[i] = corner + side * at
+    for i, (thing, path) in enumerate(zip(scene.things, paths, strict=True)):
+        centre[i], radius[i], angle[i] = path
+        centre[i, :, long_axis] += along[i]
         angle[i] += _UPRIGHT.get(thing.shape, 0.0)
         tips[i], inner[i] = TIPS[thing.shape], INNER[thing.shape]
         rgb[i] = to_model(np.array(COLORS[thing.color]))
-    fields = (centre, side * radius, angle, tips, inner, rgb, to_model(np.array(BACKGROUNDS[scene.background])))
+    fields = (side * centre, side * radius, angle, tips, inner, rgb, to_model(np.array(BACKGROUNDS[scene.background])))
     return Tracks(*(field.astype(np.float32) for field in fields))
+
+
+def _stages(scene: Scene, room: float, axis: int) -> list[float]:
+    """Where along the longer side of a frame, `axis` 0 or 1 of x and y, each thing's stage begins. room: what that side
+    is longer than a stage; both in sides of the stage.
+
+    Where two stages fit side by side, each of two things has its own, so that all of a long frame is used; not where
+    they would come too close, because they pass each other.
+    """
+    together = [scene.stage * room] * len(scene.things)
+    if len(scene.things) < 2 or room < 1:
+        return together
+    (a, radius_a, _), (b, radius_b, _) = (trajectory(thing, scene.score, MOMENTS) for thing in scene.things)
+    slack = room - 1
+    begins = [slack * scene.stage / 2, 1 + slack * (1 + scene.stage) / 2]
+    apart = begins if a[:, axis].mean() <= b[:, axis].mean() else begins[::-1]
+    way = a - b
+    way[:, axis] += apart[0] - apart[1]
+    return apart if (np.linalg.norm(way, axis=1) - radius_a - radius_b).min() > GAP else together
 
 
 def stack(clips: Sequence[Tracks]) -> Tracks:

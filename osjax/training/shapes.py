@@ -2,7 +2,7 @@
 
 A scene is one or two things on a plain background. All of it happens on a stage, the square of the frame's shorter
 side; positions and radii are in units of that side, x to the right and y down, so that one scene fits any frame. Where
-a longer frame holds its stage is part of the scene.
+a longer frame holds its stage is part of the scene; one that has room for two stages gives each thing its own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ SCORES = range(1, 8)
 SECONDS = 32 / 24  # 33 frames at 24 a second, the first at 0
 GAP = 0.04  # between two things
 TWO_THINGS_SHARE = 0.28
+MOMENTS = np.linspace(0.0, 1.0, 65)  # of a clip, in parts of SECONDS, that two things are kept apart at
 _PLACES_TRIED = 32
-_MOMENTS = np.linspace(0.0, 1.0, 65)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _place(things: list[Thing], score: int, rng: np.random.Generator) -> tuple[T
         return None
     paths, starts = [], []
     for thing in things:
-        centre, radius, _ = trajectory(dataclasses.replace(thing, x=0.0, y=0.0), score, _MOMENTS)
+        centre, radius, _ = trajectory(dataclasses.replace(thing, x=0.0, y=0.0), score, MOMENTS)
         reach = centre  # what bounces is given its whole track, because it may turn around between two moments
         if thing.motion == "bouncing":
             reach = np.outer((thing.first, thing.first - thing.band), thing.heading)

@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from osjax.errors import OsjaxError
 from osjax.training import drawing
-from osjax.training.shapes import BACKGROUNDS, COLORS, SECONDS, SHAPES, Scene, Thing, scene, trajectory
+from osjax.training.shapes import BACKGROUNDS, COLORS, GAP, SECONDS, SHAPES, Scene, Thing, scene, trajectory
 
 SIZES = ((96, 96), (64, 144), (128, 64))
 # Of a shape in a circle of radius 1: π, and from the coordinates of the corners of regular figures.
@@ -72,6 +74,31 @@ def test_the_stage_slides_along_the_longer_side():
     np.testing.assert_allclose(right.centre[0] - left.centre[0], [[144 - 64, 0]])
     high, low = (drawing.tracks(dataclasses.replace(still("circle"), stage=at), 128, 64, 1) for at in (0.0, 1.0))
     np.testing.assert_allclose(low.centre[0] - high.centre[0], [[0, 128 - 64]])
+
+
+@settings(max_examples=100, deadline=None)
+@given(index=st.integers(0, 2**31), size=st.sampled_from([(64, 144), (128, 64), (64, 127), (48, 200)]))
+def test_two_things_stay_in_any_frame_and_apart(index, size):
+    """Closer than GAP by 0.02 at most, which is what may happen between the moments that are looked at."""
+    made = scene(0, index, two_things=1.0)
+    clip, side = drawing.tracks(made, *size), min(size)
+    for axis, length in enumerate(size[::-1]):
+        assert (clip.centre[..., axis] - clip.radius).min() > -1e-3
+        assert (clip.centre[..., axis] + clip.radius).max() < length + 1e-3
+    distance = np.linalg.norm(clip.centre[0] - clip.centre[1], axis=-1) - clip.radius.sum(axis=0)
+    assert distance.min() > (GAP - 0.02) * side
+
+
+@pytest.mark.parametrize(("size", "axis"), [((64, 144), 0), ((128, 64), 1), ((96, 96), 0), ((64, 127), 0)])
+def test_a_frame_of_two_stages_has_one_thing_on_each(size, axis):
+    """Nearly always: some things that pass each other share a stage. With less room all do."""
+    side, own = min(size), 0
+    for made in (scene(0, i, two_things=1.0) for i in range(100)):
+        clip = drawing.tracks(made, *size)
+        shared = [side * trajectory(thing, made.score, np.zeros(1))[0][0, axis] for thing in made.things]
+        begins = clip.centre[:, 0, axis] - shared
+        own += abs(begins[0] - begins[1]) > side - 1e-3
+    assert own == 0 if max(size) < 2 * side else own > 80
 
 
 def test_a_batch_draws_what_each_would_be_alone():
