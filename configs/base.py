@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
             "ckpt_path": placeholder(str),
             "lora": placeholder(str),
             "dtype": "bf16",
+            "precision": "full",
             "mesh": "data=1,seq=1",
             "attention": "auto",
             "offload": False,

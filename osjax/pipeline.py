@@ -27,6 +27,7 @@ from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
+from osjax.models import quantized
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
 from osjax.preflight import REFERENCES, Estimate, Setting, estimate
 from osjax.record import Means, record
@@ -79,6 +80,7 @@ class Pipeline:
         *,
         mesh: str = "data=1,seq=1",
         dtype: str = "bf16",
+        precision: str = quantized.FULL,
         offload: bool = False,
         attention: str = "auto",
         lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
@@ -86,15 +88,17 @@ class Pipeline:
     ) -> Pipeline:
         """Opens a bundle (None is the embedded tiny one); weights are read when they are first needed.
 
-        mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; offload: parts that are not in
-        use wait in host memory; attention: an implementation by name; lora: as in `use_lora`; progress: bars on
-        standard error. Raises OsjaxError for a bundle, mesh, dtype, attention or LoRA that cannot be used here.
+        mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; precision: full, or fp8 or int8
+        for the transformer's blocks, which is approximate; offload: parts that are not in use wait in host memory;
+        attention: an implementation by name; lora: as in `use_lora`; progress: bars on standard error. Raises
+        OsjaxError for a bundle, mesh, dtype, precision, attention or LoRA that cannot be used here.
         """
         if dtype not in DTYPES:
             raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
         bundle = read_bundle(EMBEDDED if path is None else Path(path))
         devices = make_mesh(parse_mesh(mesh))
-        residency = Residency(bundle, devices, DTYPES[dtype], offload=offload)
+        precision = quantized.checked(precision, devices.devices.flat[0])
+        residency = Residency(bundle, devices, DTYPES[dtype], offload=offload, precision=precision)
         label = "embedded tiny bundle" if path is None else Path(path).resolve().name
         pipeline = cls.over(residency, devices, dtype, attention, label, progress=progress)
         pipeline.use_lora(lora)
@@ -193,7 +197,8 @@ class Pipeline:
             new_bthwc, more = self._draw(seeded, shape, texts, last, seconds)
             frames_bthwc, passes = np.concatenate([frames_bthwc, new_bthwc], axis=1), passes + more
         mesh, digest = self.where.mesh, self.bundle.digest
-        means = Means(self.label, digest, self.loras, mesh, self.dtype, self.attention, self.roles)
+        precision = self.residency.precision
+        means = Means(self.label, digest, self.loras, mesh, self.dtype, precision, self.attention, self.roles)
         return [
             Video(frames, request.fps, record(means, requests, index, frames, passes, seconds))
             for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
@@ -234,7 +239,8 @@ class Pipeline:
         """
         mesh, offload = MeshShape(**self.where.mesh.shape), self.residency.offload
         beside = () if offload else tuple(self.residency.loaded if beside is None else beside)
-        setting = Setting(tuple(requests), mesh, DTYPES[self.dtype], offload, self.attention, self.roles, beside)
+        dtype, precision = DTYPES[self.dtype], self.residency.precision
+        setting = Setting(tuple(requests), mesh, dtype, offload, self.attention, self.roles, beside, precision)
         return estimate(self.bundle, setting)
 
     def shortage(self, requests: Sequence[Request]) -> str:

@@ -21,11 +21,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from osjax.bundle import Bundle
+from osjax.bundle import Bundle, Component
 from osjax.kernels.attention import Attention
 from osjax.kernels.attention_ref import reference_attention
 from osjax.liveness import peak_bytes, tree_bytes
 from osjax.media import to_uint8
+from osjax.models.mmdit import MMDiT
+from osjax.models.quantized import FULL, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
 from osjax.parallel.mesh import MeshShape
@@ -49,7 +51,8 @@ _Abstract = jax.ShapeDtypeStruct
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What memory depends on: requests that are drawn together, on which devices, in what dtype, with which attention
-    (by the name that was chosen), by which components. beside: others that stay on the devices all the while."""
+    (by the name that was chosen), by which components. beside: others that stay on the devices all the while.
+    precision: of the transformer's blocks."""
 
     requests: tuple[Request, ...]
     mesh: MeshShape
@@ -58,6 +61,7 @@ class Setting:
     attention: str
     roles: Roles = VIDEO
     beside: tuple[str, ...] = ()
+    precision: str = FULL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +113,9 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
     vae, mmdit = (model_config(bundle.component(name)) for name in (roles.vae, roles.mmdit))
     parts = [shape_of(first, vae, mmdit.patch_size)]
     parts += [continued(parts[0], first, vae)] * first.extend
-    itemsize = np.dtype(setting.dtype).itemsize
     components = dict.fromkeys((*roles.components, *setting.beside))
     parameters = {name: bundle.component(name).parameters for name in components}
-    weights = {name: count * itemsize / GB for name, count in parameters.items()}
+    weights = {name: _weight_bytes(bundle.component(name), setting) / GB for name in components}
     needs = _activations(bundle, setting, parts)
     stages, resident = [], list(setting.beside)
     for name, (model, activations) in needs.items():
@@ -168,17 +171,26 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
+    if setting.precision != FULL:
+        whole = dataclasses.replace(setting, precision=FULL)
+        found[f"transformer to {setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
     cached = SPEEDS[setting.requests[0].speed] is not None
-    denoise = _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, setting.mesh, setting.attention, cached)
-    found["denoise"] = roles.mmdit, denoise
+    how = setting.precision, setting.mesh, setting.attention, cached
+    found["denoise"] = roles.mmdit, _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, *how)
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
     return found
 
 
 # Each is kept: settings that are compared differ in few of their stages.
 @functools.cache
-def _model(kind: str, config: Any, dtype: jnp.dtype) -> nnx.Module:
-    return nnx.eval_shape(lambda: MODELS[kind][0](config, rngs=ModuleRngs(0), dtype=dtype))
+def _model(kind: str, config: Any, dtype: jnp.dtype, precision: str = FULL) -> nnx.Module:
+    return nnx.eval_shape(lambda: quantize(MODELS[kind][0](config, rngs=ModuleRngs(0), dtype=dtype), precision))
+
+
+def _weight_bytes(component: Component, setting: Setting) -> int:
+    if setting.precision == FULL or not issubclass(MODELS[component.kind][0], MMDiT):
+        return component.parameters * np.dtype(setting.dtype).itemsize
+    return tree_bytes(_model(component.kind, model_config(component), setting.dtype, setting.precision))
 
 
 @functools.cache
@@ -210,6 +222,7 @@ def _denoise_bytes(
     count: int,
     length: int,
     grid: LatentGrid,
+    precision: str,
     mesh: MeshShape,
     attention: str,
     cached: bool,
@@ -243,7 +256,7 @@ def _denoise_bytes(
         _traced_attention(attention),
     )
     step = functools.partial(euler_step, sequence=sequence, where=where)
-    return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype), *inputs)
+    return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype, precision), *inputs)
 
 
 def _traced_attention(name: str) -> Attention:

@@ -85,6 +85,7 @@ class Provenance:
     batch_index: int
     request: Mapping[str, Any]
     loras: tuple[UsedLoRA, ...] = ()
+    precision: str = "full"
     approximate: bool = False
     frames_sha256: str = ""
 

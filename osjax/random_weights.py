@@ -16,6 +16,7 @@ from osjax.bundle import Bundle, Component
 from osjax.models.clip import CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.models.mmdit import MMDiTConfig
+from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config
 from osjax.parallel.specs import SPECS
@@ -47,7 +48,7 @@ def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
     return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
 
 
-def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool) -> Residency:
+def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool, precision: str = FULL) -> Residency:
     """The models of a bundle, whatever weights it has, each drawn when it is first needed."""
     source = lambda name: draw(bundle.component(name), mesh, dtype)  # noqa: E731
-    return Residency(bundle, mesh, dtype, offload=offload, source=source)
+    return Residency(bundle, mesh, dtype, offload=offload, source=source, precision=precision)

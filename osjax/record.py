@@ -11,19 +11,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from osjax import provenance
+from osjax.models.quantized import FULL
 from osjax.request import EXACT, Request
 from osjax.roles import Roles, prompt_used, sampling_options
 
 
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """What draws: a bundle, by its label and digest, with LoRAs, on a mesh, in a dtype, with an attention by name."""
+    """What draws: a bundle, by its label and digest, with LoRAs, on a mesh, in a dtype and precision, with an attention
+    by name."""
 
     label: str
     digest: str
     loras: tuple[provenance.UsedLoRA, ...]
     mesh: Mesh
     dtype: str
+    precision: str
     attention: str
     roles: Roles
 
@@ -68,5 +71,6 @@ def record(
         batch_index=index,
         request=dataclasses.asdict(request),
         loras=means.loras,
-        approximate=request.speed != EXACT,
+        precision=means.precision,
+        approximate=request.speed != EXACT or means.precision != FULL,
     )

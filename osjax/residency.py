@@ -30,6 +30,7 @@ from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.quantized import FULL, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.host_memory import to_devices, to_host
@@ -73,7 +74,8 @@ class Residency:
     """The models of one bundle on one mesh, in one dtype.
 
     modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: what
-    a model comes from by its name, onto every device of the mesh, in place of the bundle's files.
+    a model comes from by its name, onto every device of the mesh, in place of the bundle's files. precision: of the
+    transformers' blocks (`osjax.models.quantized`).
     """
 
     def __init__(
@@ -85,11 +87,13 @@ class Residency:
         offload: bool,
         modules: Mapping[str, nnx.Module] | None = None,
         source: Callable[[str], nnx.Module] | None = None,
+        precision: str = FULL,
     ):
         self.bundle = bundle
         self._source = source or self._read
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
+        self.precision = precision
         self._offload = offload
         self._modules: dict[str, nnx.Module] = {} if offload else dict(modules or {})
         self._waiting: dict[str, nnx.Module] = dict(modules or {}) if offload else {}
@@ -174,10 +178,12 @@ class Residency:
 
     def _load(self, name: str) -> nnx.Module:
         module = self._source(name)
-        if name != "mmdit" or not self._adapters:
-            return module
-        loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
-        return jax.device_put(_merge(module, loaded), self._sharding)
+        if name == "mmdit" and self._adapters:
+            loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
+            module = jax.device_put(_merge(module, loaded), self._sharding)
+        if isinstance(module, MMDiT) and self.precision != FULL:
+            module = jax.device_put(_quantize(module, self.precision), self._sharding)
+        return module
 
     def _read(self, name: str) -> nnx.Module:
         return load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)
@@ -189,3 +195,8 @@ class Residency:
 @functools.partial(jax.jit, donate_argnums=0)
 def _merge(module: nnx.Module, loras: Sequence[tuple[lora.LoRA, float]]) -> nnx.Module:
     return lora.merge(module, lora.stack(loras))
+
+
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _quantize(module: nnx.Module, precision: str) -> nnx.Module:
+    return quantize(module, precision)

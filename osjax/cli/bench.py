@@ -88,6 +88,7 @@ def report(measured: Measured, pipeline: Pipeline, request: Request) -> dict[str
         "device": mesh.devices.flat[0].device_kind,
         "mesh": dict(mesh.shape),
         "dtype": pipeline.dtype,
+        "precision": pipeline.residency.precision,
         "attention": pipeline.attention,
         "offload": pipeline.residency.offload,
         "weights": pipeline.label,

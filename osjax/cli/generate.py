@@ -38,6 +38,7 @@ class Model:
     lora: tuple[tuple[str, float], ...]
     mesh: str
     dtype: str
+    precision: str
     offload: bool
     attention: str
 
@@ -98,7 +99,8 @@ def plan(config: ConfigDict) -> Plan:
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
     jobs = [_job(config, columns, output) for output in outputs]
     lora = parse_lora(config.lora or "")
-    model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.offload, config.attention)
+    how = config.dtype, config.precision, config.offload, config.attention
+    model = Model(config.ckpt_path, lora, config.mesh, *how)
     return Plan(model, jobs, config.batch_size, illustration=read_illustration(config))
 
 
@@ -121,7 +123,8 @@ def plan_repeat(read: options.Options) -> Plan:
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
     lora = parse_lora(config.lora or "")
-    model = Model(config.ckpt_path, lora, mesh, origin.dtype, config.offload, origin.attention)
+    how = origin.dtype, origin.precision, config.offload, origin.attention
+    model = Model(config.ckpt_path, lora, mesh, *how)
     # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
     return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)
 
@@ -230,13 +233,14 @@ def _read_references(jobs: Iterable[Job], pipeline: Pipeline) -> None:
 
 
 def is_made(job: Job, pipeline: Pipeline) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request with the same weights and dtype, from
-    references that have not changed since."""
+    """Whether the job's video is there, whole, and was made for the same request with the same weights, dtype and
+    precision, from references that have not changed since."""
     found = _found(job)
     if found is None:
         return False
-    made = found.request, found.bundle_sha256, found.dtype, _digests(found.loras)
-    if made != (job.request.recorded(), pipeline.bundle.digest, pipeline.dtype, _digests(pipeline.loras)):
+    made = found.request, found.bundle_sha256, found.dtype, found.precision, _digests(found.loras)
+    means = pipeline.bundle.digest, pipeline.dtype, pipeline.residency.precision, _digests(pipeline.loras)
+    if made != (job.request.recorded(), *means):
         return False
     return [ref.sha256 for ref in found.refs] == [provenance.Reference.of(path).sha256 for path in job.request.refs]
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
+from osjax.models.projections import at, copied, outputs, projections, put
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -104,18 +105,18 @@ def attach(model: Module, lora: LoRA) -> Module:
     Raises OsjaxError as `check` does.
     """
     check(model, lora)
-    adapted = _copy(model)
+    adapted = copied(model)
     for name, factors in lora.factors.items():
-        _replace(adapted, name, LoRALinear(_get(adapted, name), factors, lora.scale))
+        put(adapted, name, LoRALinear(at(adapted, name), factors, lora.scale))
     return adapted
 
 
 def detach(model: Module) -> Module:
     """The inverse of `attach`: a copy without adapters, its arrays those of the original."""
-    plain = _copy(model)
+    plain = copied(model)
     for path, module in list(nnx.iter_modules(plain)):
         if isinstance(module, LoRALinear):
-            _replace(plain, ".".join(map(str, path)), module.base)
+            put(plain, ".".join(map(str, path)), module.base)
     return plain
 
 
@@ -125,9 +126,9 @@ def merge(model: Module, lora: LoRA) -> Module:
     Layer by layer and, under `jax.jit` with the model donated, in place. Raises OsjaxError as `check` does.
     """
     check(model, lora)
-    merged = _copy(model)
+    merged = copied(model)
     for name, factors in lora.factors.items():
-        projection = _get(merged, name)
+        projection = at(merged, name)
         kernel = _added(projection.kernel.get_value(), factors, lora.scale)
         projection.kernel = projection.kernel.replace(kernel)
     return merged
@@ -158,21 +159,11 @@ def check(model: nnx.Module, lora: LoRA) -> None:
         )
 
 
-def projections(model: nnx.Module) -> dict[str, nnx.Linear | nnx.LinearGeneral]:
-    """Every projection that can be adapted, by its name."""
-    return {
-        ".".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.Linear | nnx.LinearGeneral)
-    }
-
-
 def factor_shapes(projection: nnx.Linear | nnx.LinearGeneral, rank: int) -> Factors:
     """The shapes of A and B for one projection, stacked over layers or not."""
-    shape = projection.kernel.shape
-    outputs = len(projection.out_features) if isinstance(projection, nnx.LinearGeneral) else 1
-    layers, inputs = shape[: -outputs - 1], shape[-outputs - 1]
-    return Factors((*layers, inputs, rank), (*layers, rank, *shape[-outputs:]))
+    shape, axes = projection.kernel.shape, outputs(projection)
+    layers, inputs = shape[: -axes - 1], shape[-axes - 1]
+    return Factors((*layers, inputs, rank), (*layers, rank, *shape[-axes:]))
 
 
 def _added(kernel: jax.Array, factors: Factors, scale: float) -> jax.Array:
@@ -193,21 +184,6 @@ def _side_by_side(parts: Sequence[Factors]) -> Factors:
         jnp.concatenate([part.a for part in parts], axis=-1),
         jnp.concatenate([part.b for part in parts], axis=rank_of_b),
     )
-
-
-def _copy(model: Module) -> Module:
-    return jax.tree.map(lambda leaf: leaf, model)
-
-
-def _get(model: nnx.Module, name: str) -> Any:
-    for part in name.split("."):
-        model = getattr(model, part)
-    return model
-
-
-def _replace(model: nnx.Module, name: str, module: nnx.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(_get(model, parent) if parent else model, last, module)
 
 
 def _sizes(shape: Sequence[int]) -> str:

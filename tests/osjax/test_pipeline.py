@@ -154,7 +154,14 @@ def test_a_request_that_fills_the_device_is_told_what_it_needs(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"dtype": "int4"}, {"mesh": "rows=2"}, {"mesh": "seq=64"}, {"attention": "flash"}, {"attention": "cudnn"}],
+    [
+        {"dtype": "int4"},
+        {"precision": "int4"},
+        {"mesh": "rows=2"},
+        {"mesh": "seq=64"},
+        {"attention": "flash"},
+        {"attention": "cudnn"},
+    ],
 )
 def test_what_cannot_be_loaded(options):
     with pytest.raises(OsjaxError, match=next(iter(options.values())).split("=")[0]):

@@ -9,6 +9,7 @@ import pytest
 
 from osjax.bundle import read_bundle
 from osjax.errors import OsjaxError
+from osjax.models.quantized import PRECISIONS
 from osjax.parallel import host_memory
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import EMBEDDED
@@ -58,6 +59,26 @@ def test_without_offloading_it_stays():
         assert [a is b for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)]
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     assert models.loaded == ("clip",)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_blocks_are_there_in_8_bits_on_every_device_and_come_back_to_the_bit(offload, precision):
+    """The transformer's alone, and the text encoder as it was read."""
+    mesh = make_mesh(parse_mesh("data=2,seq=4"))
+    parts = Residency(read_bundle(EMBEDDED), mesh, jnp.float32, offload=offload, precision=precision)
+    seen = []
+    for _ in range(2):
+        with parts.on_device("mmdit") as model:
+            kernel = model.single_blocks.out.kernel[...]
+            assert kernel.dtype == PRECISIONS[precision]
+            assert len(kernel.sharding.device_set) == 8
+            assert kernel.sharding.is_fully_replicated
+            seen.append(arrays(model))
+    for first, again in zip(*seen, strict=True):
+        np.testing.assert_array_equal(first.view(np.uint8), again.view(np.uint8))
+    with parts.on_device("clip") as model:
+        assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize("left_before", [False, True])

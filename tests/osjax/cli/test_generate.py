@@ -155,6 +155,23 @@ def test_references_that_cannot_be_used_are_told_before_the_first_video(tmp_path
     assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
 
 
+def test_a_video_of_8_bits_is_told_apart_and_repeated_in_them(tmp_path, capsys):
+    """A video that is there is another one in another precision; `--from` takes up the one that it was made in."""
+    digests = []
+    for precision in ("full", "int8", "int8"):
+        assert make(tmp_path, "--prompt", "a", "--precision", precision) == 0
+        (video,) = (tmp_path / "out").rglob("*.mp4")
+        told = provenance.read(video)
+        assert (told.precision, told.approximate) == (precision, precision != "full")
+        digests.append((told.frames_sha256, video.stat().st_mtime_ns))
+    assert digests[0][0] != digests[1][0]
+    assert digests[1] == digests[2]
+    capsys.readouterr()
+    assert main.main(["generate", "--from", str(video), "--save_dir", str(tmp_path / "again")]) == 0
+    again = provenance.read(capsys.readouterr().out.strip())
+    assert (again.precision, again.frames_sha256) == ("int8", digests[1][0])
+
+
 def test_the_folder_says_what_and_how_big(tmp_path):
     def folder(*words):
         return plan("--prompt", "a", "--save_dir", tmp_path, *words).jobs[0].stem.parent.name

@@ -44,6 +44,7 @@ RUNBOOK = {
     "--sampling_option.seed": ("sampling_option.seed", "7", 7),
     "--offload": ("offload", "True", True),
     "--dtype": ("dtype", "fp16", "fp16"),
+    "--precision": ("precision", "int8", "int8"),
     "--batch_size": ("batch_size", "2", 2),
     "--dry-run": ("dry_run", "True", True),
     "--use_t2i2v": ("use_t2i2v", "True", True),

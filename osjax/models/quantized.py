@@ -1,0 +1,116 @@
+"""8-bit projections of the MMDiT's blocks, in place of their weights: approximate.
+
+`fp8`: weights in float8 e4m3 with a scale for each output channel, activations with one for each token, so that the
+products run on 8-bit tensor cores and are summed in float32 (the type: Micikevicius et al. 2022, "FP8 Formats for Deep
+Learning"; scales by row and by column: Dettmers et al. 2022, "LLM.int8()", section 3.1). `int8`: the weights alone, for
+half the memory on cards without fp8; they are widened where they are used.
+
+What a block is modulated by, the first and the last layers and all embeddings stay as they are: they are small, and all
+else depends on them.
+
+L layers of a stacked projection (other projections lack the axis), F input features, O output axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from osjax.errors import OsjaxError
+from osjax.models.projections import Module, Projection, copied, outputs, projections, put
+
+FULL = "full"  # the weights as they are
+PRECISIONS = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
+NAMES = (FULL, *PRECISIONS)
+_FP8_SINCE = (8, 9)  # compute capability: Ada, then Hopper
+_BLOCKS = ("double_blocks.", "single_blocks.")
+_MODULATION = ".mod.lin"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """Numbers of 8 bits and what to multiply them by, float32, one for each row of the last axis."""
+
+    values: jax.Array
+    scale: jax.Array
+
+
+class QuantizedLinear(nnx.Module):
+    """x·W + b of a projection whose weights have 8 bits: [..., F] → [..., O…], in x's dtype.
+
+    kernel: [O…, F], rows contiguous as fp8 tensor cores want both operands; scale: float32 [O…]; bias: [O…] or None.
+    """
+
+    def __init__(self, kernel: Rounded, bias: jax.Array | None):
+        self.kernel = nnx.Param(kernel.values)
+        self.scale = nnx.Param(kernel.scale)
+        self.bias = None if bias is None else nnx.Param(bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, features = self.kernel[...], self.kernel.ndim - 1
+        rows = None
+        if jnp.issubdtype(kernel.dtype, jnp.integer):
+            y = _product(x, kernel.astype(x.dtype))
+        else:
+            rows = rounded(x, kernel.dtype)
+            y = _product(rows.values, kernel) * rows.scale.reshape(*x.shape[:-1], *(1,) * features)
+        y = y * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype)
+        return y.astype(x.dtype)
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype) -> Rounded:
+    """x [..., F] in 8 bits, each row of its last axis scaled so that its largest number is the type's. A row of zeros
+    stays one."""
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
+    x = x.astype(jnp.float32)
+    most = jnp.abs(x).max(axis=-1)
+    scale = jnp.where(most > 0, most, 1.0) / largest
+    x = x / scale[..., None]
+    # What a division rounds up beyond the largest number would be not a number in e4m3.
+    return Rounded(jnp.clip(jnp.round(x) if whole else x, -largest, largest).astype(dtype), scale)
+
+
+def checked(precision: str, device: jax.Device) -> str:
+    """The precision, if it is one of NAMES that the device computes in; CPUs do in all, slowly. Raises OsjaxError."""
+    if precision not in NAMES:
+        raise OsjaxError(f"unknown precision {precision!r}: use one of {', '.join(NAMES)}")
+    capability = str(getattr(device, "compute_capability", ""))
+    if precision == "fp8" and capability and tuple(map(int, capability.split("."))) < _FP8_SINCE:
+        raise OsjaxError(f"fp8 needs a GPU of compute capability 8.9 or newer, not {capability}: use --precision int8")
+    return precision
+
+
+def quantize(model: Module, precision: str) -> Module:
+    """A copy of an MMDiT with the projections of its blocks in 8 bits; the same model for FULL. precision: of NAMES."""
+    if precision == FULL:
+        return model
+    small = copied(model)
+    for name in quantizable(model):
+        put(small, name, _quantized(projections(model)[name], PRECISIONS[precision]))
+    return small
+
+
+def quantizable(model: nnx.Module) -> tuple[str, ...]:
+    """Names of the projections that `quantize` exchanges."""
+    return tuple(
+        name for name in projections(model) if name.startswith(_BLOCKS) and not f".{name}".endswith(_MODULATION)
+    )
+
+
+def _quantized(projection: Projection, dtype: jnp.dtype) -> QuantizedLinear:
+    axes = outputs(projection)
+    kernel = jnp.moveaxis(projection.kernel[...], -axes - 1, -1)
+    return QuantizedLinear(rounded(kernel, dtype), None if projection.bias is None else projection.bias[...])
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., F] with [O…, F] → float32 [..., O…]."""
+    dims = (((x.ndim - 1,), (kernel.ndim - 1,)), ((), ()))
+    return jax.lax.dot_general(x, kernel, dims, preferred_element_type=jnp.float32)
