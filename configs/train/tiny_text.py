@@ -3,8 +3,8 @@
 Source: ours. As the full model's do, they come to the transformer trained already. The embedded model was trained
 without this stage: after 12,000 steps more than it has, 55 to 65 % of held-out pairs of things were drawn rightly,
 and without CLIP's vector 14 to 19 %, so T5 told little.
-Telling every fact was not what lacked, though: with these encoders and the embedded transformer, its text inputs new,
-6500 steps of `tiny_flow` gave 43 % of pairs in 16:9 where encoders went on learning, 28 % where they were frozen.
+No gain has been seen yet: with these encoders and the embedded transformer, its text inputs new, 6500 steps of
+`tiny_flow` gave 43 % of pairs in 16:9 where encoders went on learning, 28 % where they were frozen.
 Expected result: runs/tiny_text/bundle, whose encoders both tell every fact of nearly every caption (`t5_right`,
 `clip_right` 1). Seen with 1200 steps of 128 captions of 20,000 scenes, on two CPU cores in a quarter of an hour; the
 options below were not run.
