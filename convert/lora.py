@@ -21,8 +21,9 @@ from convert.peft import Pair, read_adapter
 from convert.rules import Place, abstract, exists, find
 from osjax import adapters, files, leaves
 from osjax.errors import OsjaxError
-from osjax.models.lora import Factors, LoRA, factor_shapes, projections
+from osjax.models.lora import Factors, LoRA, factor_shapes
 from osjax.models.mmdit import MMDiTConfig
+from osjax.models.projections import projections
 
 # Open-Sora v2 and FLUX.1-dev: an adapter is for one of them unless a config says otherwise.
 PUBLISHED: tuple[Mapping[str, Any], ...] = (

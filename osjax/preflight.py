@@ -175,8 +175,10 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
         whole = dataclasses.replace(setting, precision=FULL)
         found[f"transformer to {setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
     cached = SPEEDS[setting.requests[0].speed] is not None
-    how = setting.precision, setting.mesh, setting.attention, cached
-    found["denoise"] = roles.mmdit, _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, *how)
+    denoise = _denoise_bytes(
+        *model(roles.mmdit), count, length, shape.grid, setting.precision, setting.mesh, setting.attention, cached
+    )
+    found["denoise"] = roles.mmdit, denoise
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
     return found
 

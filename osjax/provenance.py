@@ -55,7 +55,8 @@ class Provenance:
     attention: the implementation chosen; batch_size, batch_index: how many were drawn together, and its place among
     them: the last bits depend on the shapes of the arrays.
     forward_passes: of the transformer, those computed in full.
-    approximate: whether forward passes were cut short (the request's `speed`), so that this is near the exact video.
+    precision: of the transformer's blocks, full or in 8 bits; approximate: whether they are in 8 bits or forward passes
+    were cut short (the request's `speed`), so that this is near the exact video.
     frames_sha256: of the uint8 frames before encoding ([T, H, W, 3], row-major); equal digests are equal pictures.
     """
 

@@ -99,8 +99,7 @@ def plan(config: ConfigDict) -> Plan:
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
     jobs = [_job(config, columns, output) for output in outputs]
     lora = parse_lora(config.lora or "")
-    how = config.dtype, config.precision, config.offload, config.attention
-    model = Model(config.ckpt_path, lora, config.mesh, *how)
+    model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.precision, config.offload, config.attention)
     return Plan(model, jobs, config.batch_size, illustration=read_illustration(config))
 
 
@@ -123,15 +122,15 @@ def plan_repeat(read: options.Options) -> Plan:
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
     lora = parse_lora(config.lora or "")
-    how = origin.dtype, origin.precision, config.offload, origin.attention
-    model = Model(config.ckpt_path, lora, mesh, *how)
+    model = Model(config.ckpt_path, lora, mesh, origin.dtype, origin.precision, config.offload, origin.attention)
     # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
     return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)
 
 
 def run(plan: Plan) -> None:
     """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
-    from osjax.pipeline import Pipeline  # not above: imports JAX, and mistakes in the plan should be told at once
+    from osjax.models import quantized  # not above: imports JAX, and mistakes in the plan should be told at once
+    from osjax.pipeline import Pipeline
 
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
@@ -155,6 +154,8 @@ def run(plan: Plan) -> None:
         _say("no --ckpt_path: the embedded tiny bundle draws, which knows coloured shapes that move and nothing else")
     if approximate := dict.fromkeys(job.request.speed for job in plan.jobs if job.request.speed != EXACT):
         _say(f"speed {', '.join(approximate)} is approximate: exact draws what the model says")
+    if pipeline.residency.precision != quantized.FULL:
+        _say(f"precision {pipeline.residency.precision} is approximate: full draws with the weights as they are")
     for part, artist in parts:
         draw(refined(part, artist), artist)
 

@@ -76,8 +76,8 @@ HELP = {
         "ckpt_path": "bundle made by `osjax convert`; the embedded tiny one if left out",
         "lora": "LoRAs to draw with: PATH:WEIGHT, such as style:0.8 (weight 1 if left out); several are parted by ;",
         "dtype": "bf16, fp16 or fp32",
-        "precision": "full, or 8 bits for the projections in the transformer's blocks, which is approximate: fp8 "
-        "computes in them (Ada and Hopper GPUs), int8 stores them",
+        "precision": "full; or APPROXIMATE, 8 bits for the projections in the transformer's blocks: fp8 computes in "
+        "them (Ada and Hopper GPUs), int8 stores them",
         "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
         "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has",
         "offload": "keep only the model at work on the device",

@@ -12,16 +12,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.projections import at, copied, outputs, projections, put
-
-Module = TypeVar("Module", bound=nnx.Module)
+from osjax.models.projections import Module, Projection, at, copied, outputs, projections, put
 
 
 class Factors(NamedTuple):
@@ -159,7 +157,7 @@ def check(model: nnx.Module, lora: LoRA) -> None:
         )
 
 
-def factor_shapes(projection: nnx.Linear | nnx.LinearGeneral, rank: int) -> Factors:
+def factor_shapes(projection: Projection, rank: int) -> Factors:
     """The shapes of A and B for one projection, stacked over layers or not."""
     shape, axes = projection.kernel.shape, outputs(projection)
     layers, inputs = shape[: -axes - 1], shape[-axes - 1]

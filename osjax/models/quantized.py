@@ -13,7 +13,7 @@ L layers of a stacked projection (other projections lack the axis), F input feat
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,8 @@ _BLOCKS = ("double_blocks.", "single_blocks.")
 _MODULATION = ".mod.lin"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rounded:
-    """Numbers of 8 bits and what to multiply them by, float32, one for each row of the last axis."""
+class Rounded(NamedTuple):
+    """Numbers of 8 bits [..., F] and what to multiply them by, float32 [...], one for each row of the last axis."""
 
     values: jax.Array
     scale: jax.Array
@@ -52,7 +50,6 @@ class QuantizedLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, features = self.kernel[...], self.kernel.ndim - 1
-        rows = None
         if jnp.issubdtype(kernel.dtype, jnp.integer):
             y = _product(x, kernel.astype(x.dtype))
         else:
@@ -66,12 +63,12 @@ class QuantizedLinear(nnx.Module):
 
 def rounded(x: jax.Array, dtype: jnp.dtype) -> Rounded:
     """x [..., F] in 8 bits, each row of its last axis scaled so that its largest number is the type's. A row of zeros
-    stays one."""
+    stays one; one that holds what is not finite has a scale or numbers that are not, so that it shows."""
     whole = jnp.issubdtype(dtype, jnp.integer)
     largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
     x = x.astype(jnp.float32)
-    most = jnp.abs(x).max(axis=-1)
-    scale = jnp.where(most > 0, most, 1.0) / largest
+    least = float(jnp.finfo(jnp.float32).tiny)  # what is below is 0 to some devices, and no divisor
+    scale = jnp.maximum(jnp.abs(x).max(axis=-1) / largest, least)
     x = x / scale[..., None]
     # What a division rounds up beyond the largest number would be not a number in e4m3.
     return Rounded(jnp.clip(jnp.round(x) if whole else x, -largest, largest).astype(dtype), scale)
@@ -88,7 +85,8 @@ def checked(precision: str, device: jax.Device) -> str:
 
 
 def quantize(model: Module, precision: str) -> Module:
-    """A copy of an MMDiT with the projections of its blocks in 8 bits; the same model for FULL. precision: of NAMES."""
+    """A copy of an MMDiT (also under `nnx.eval_shape`) with the projections of its blocks in 8 bits; the same model for
+    FULL. precision: of NAMES (`checked`)."""
     if precision == FULL:
         return model
     small = copied(model)

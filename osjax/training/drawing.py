@@ -48,13 +48,12 @@ def tracks(scene: Scene, height: int, width: int, num_frames: int = 33, fps: flo
     check_length(num_frames, fps)
     progress = np.arange(num_frames) / (fps * SECONDS)
     side, long_axis = min(height, width), int(height > width)
-    paths = [trajectory(thing, scene.score, progress) for thing in scene.things]
     along = _stages(scene, max(height, width) / side - 1, long_axis)
     centre = np.zeros((MOST_THINGS, num_frames, 2))
     radius, angle = np.zeros((2, MOST_THINGS, num_frames))
     tips, inner, rgb = np.ones(MOST_THINGS), np.zeros(MOST_THINGS), np.zeros((MOST_THINGS, 3))
-    for i, (thing, path) in enumerate(zip(scene.things, paths, strict=True)):
-        centre[i], radius[i], angle[i] = path
+    for i, thing in enumerate(scene.things):
+        centre[i], radius[i], angle[i] = trajectory(thing, scene.score, progress)
         centre[i, :, long_axis] += along[i]
         angle[i] += _UPRIGHT.get(thing.shape, 0.0)
         tips[i], inner[i] = TIPS[thing.shape], INNER[thing.shape]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from osjax.training.captions import Mention
-from osjax.training.shapes import BACKGROUNDS, COLORS, MOTIONS, SCORES, SHAPES, Scene
+from osjax.training.shapes import BACKGROUNDS, COLORS, MOTIONS, RADII, SCORES, SHAPES, Scene
 
 _TOLD = ("first", "second")  # things
 # What may be said of a thing; None: that it is left open.
@@ -20,7 +20,7 @@ _OF_A_THING = {
     "color": tuple(COLORS),
     "shape": SHAPES,
     "motion": MOTIONS,
-    "size": ("small", "large", None),
+    "size": (*RADII, None),
     "vertical": (True, False, None),
 }
 # Fact → how many answers it has; one answer of a thing's facts is that there is no such thing.

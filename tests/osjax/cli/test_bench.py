@@ -16,7 +16,7 @@ def test_a_table_and_the_same_as_json(tmp_path, capsys, monkeypatch, weights):
     if weights == "True":
         from osjax.pipeline import EMBEDDED
 
-        words += ["--random-weights", "True", "--ckpt_path", str(EMBEDDED)]
+        words += ["--random-weights", "True", "--ckpt_path", str(EMBEDDED), "--precision", "int8"]
     assert main.main(words) == 0
     *lines, path = capsys.readouterr().out.splitlines()
     assert path == "folder/results.json"
@@ -27,6 +27,7 @@ def test_a_table_and_the_same_as_json(tmp_path, capsys, monkeypatch, weights):
     assert report["seconds"] == {"value": pytest.approx(whole), "measured": False}
     assert report["weights"] == ("random weights" if weights == "True" else "embedded tiny bundle")
     assert (report["dtype"], report["attention"], report["passes"]) == ("fp32", "xla", 9)
+    assert report["precision"] == ("int8" if weights == "True" else "full")
     assert report["request"]["num_steps"] == 3
     for part in report["parts"]:
         line = next(line for line in lines if line.startswith(part["name"]))
@@ -54,6 +55,7 @@ def test_a_table_and_the_same_as_json(tmp_path, capsys, monkeypatch, weights):
         (["--ckpt_path", "none"], "no bundle at none"),
         (["--ckpt_path", "none", "--random_weights", "True"], "no bundle at none"),
         (["--random_weights", "True", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--random_weights", "True", "--precision", "fp4"], "unknown precision 'fp4'"),
         (["--random_weights", "True", "--lora", "style"], "random weights have no LoRA"),
         (["--random_weights", "True", "--mesh", "data=64"], "mesh"),
     ],

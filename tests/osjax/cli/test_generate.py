@@ -163,10 +163,10 @@ def test_a_video_of_8_bits_is_told_apart_and_repeated_in_them(tmp_path, capsys):
         (video,) = (tmp_path / "out").rglob("*.mp4")
         told = provenance.read(video)
         assert (told.precision, told.approximate) == (precision, precision != "full")
+        assert ("precision int8 is approximate" in capsys.readouterr().err) == told.approximate
         digests.append((told.frames_sha256, video.stat().st_mtime_ns))
     assert digests[0][0] != digests[1][0]
     assert digests[1] == digests[2]
-    capsys.readouterr()
     assert main.main(["generate", "--from", str(video), "--save_dir", str(tmp_path / "again")]) == 0
     again = provenance.read(capsys.readouterr().out.strip())
     assert (again.precision, again.frames_sha256) == ("int8", digests[1][0])

@@ -1,6 +1,7 @@
 """8-bit projections against the bounds of their formats, and whole models against themselves."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osjax.errors import OsjaxError
 from osjax.kernels.attention_ref import reference_attention
 from osjax.models import lora
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.projections import at, projections
-from osjax.models.quantized import PRECISIONS, QuantizedLinear, quantizable, quantize, rounded
+from osjax.models.quantized import PRECISIONS, QuantizedLinear, checked, quantizable, quantize, rounded
 from osjax.models.rope import rope_table
 
 SMALL = MMDiTConfig(
@@ -64,6 +66,34 @@ def test_rounding_stays_within_the_format(precision, seed, exponent, spread):
     most = np.abs(x).max(axis=1, keepdims=True)
     allowed = np.abs(x) * (RELATIVE[precision] + EPSILON) + most * (ABSOLUTE[precision] + EPSILON)
     assert (np.abs(values * scale[:, None] - x) <= allowed).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_rounded_away(precision, bad):
+    """So that drawing with it is refused, and not done with zeros; rows beside it are as they were."""
+    values, scale = rounded(jnp.array([[1.0, bad, 0.5], [1.0, 2.0, 0.5]]), PRECISIONS[precision])
+    again = np.asarray(values.astype(jnp.float32) * scale[:, None])
+    assert not np.isfinite(again[0]).all()
+    assert np.isfinite(again[1]).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_smallest_numbers_stay_finite(precision):
+    values, scale = rounded(jnp.array([[0.0, 1e-44, -1e-40]]), PRECISIONS[precision])
+    again = np.asarray(values.astype(jnp.float32) * scale[:, None])
+    np.testing.assert_allclose(again, 0, atol=1e-37)
+
+
+@pytest.mark.parametrize(("capability", "has"), [("8.6", False), ("8.9", True), ("9.0", True), ("12.0", True)])
+def test_fp8_is_for_cards_that_have_it(capability, has):
+    card = types.SimpleNamespace(compute_capability=capability)
+    assert checked("int8", card) == "int8"
+    if has:
+        assert checked("fp8", card) == "fp8"
+    else:
+        with pytest.raises(OsjaxError, match="use --precision int8"):
+            checked("fp8", card)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

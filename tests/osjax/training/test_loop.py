@@ -18,7 +18,7 @@ import pytest
 from osjax import adapters
 from osjax.bundle import read_bundle
 from osjax.errors import OsjaxError
-from osjax.models import lora
+from osjax.models.projections import projections
 from osjax.parallel.mesh import TrainingMeshShape, make_mesh
 from osjax.training import loop
 from osjax.training.options import LoRAOptions, TrainConfig
@@ -166,4 +166,4 @@ def test_adapter_trains_alone_and_merges(whole, tmp_path):
     trained = adapters.load(adapters.read(ended.exported))
     assert any(np.asarray(factors.b).any() for factors in trained.factors.values())
     parts = open_parts(str(whole / "bundle"), {}, (), jnp.float32)
-    assert set(trained.factors) <= set(lora.projections(parts.modules["mmdit"]))
+    assert set(trained.factors) <= set(projections(parts.modules["mmdit"]))
