@@ -52,7 +52,8 @@ class Component:
 class Bundle:
     """A bundle's manifest. `path`: its folder; `digest`: SHA-256 of bundle.json, which identifies the weights.
 
-    sources: checkpoint file → its {"sha256", "bytes"}; settings: options of generation that this model wants.
+    sources: checkpoint file, or component of a bundle that was trained, → its {"sha256", "bytes"}; settings: options of
+    generation that this model wants.
     """
 
     path: Path

@@ -7,6 +7,7 @@ dtype of the computation.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from osjax import files, leaves
@@ -97,7 +100,8 @@ def export(
     """Writes the bundle `folder`, whole or not at all: what was loaded and not trained as it was, the rest in `dtype`.
 
     changed: component → fields of its config that training has found, such as the autoencoder's scale_factor. A bundle
-    of that name is replaced. Raises OsjaxError if the disk refuses.
+    of that name is replaced. The manifest, and so its digest, tells weights of equal shapes apart. Raises OsjaxError if
+    the disk refuses.
     """
     with files.making_folder(folder, replace=True) as beside:
         modules = parts.build(weights)
@@ -113,7 +117,8 @@ def export(
                 shutil.copytree(component.tokenizer, beside / name / "tokenizer", dirs_exist_ok=True)
                 component = dataclasses.replace(component, tokenizer=f"{name}/tokenizer")
             written[name] = dataclasses.replace(component, folder=name)
-        write_manifest(beside, written, {}, parts.settings)
+        sources = {name: _identified(component, modules[name]) for name, component in written.items()}
+        write_manifest(beside, written, sources, parts.settings)
     return folder
 
 
@@ -166,6 +171,17 @@ def _draw(name: str, component: Component, mesh: Mesh, key: jax.Array) -> Weight
 
     shardings = {leaf: _sharding(leaf, array.shape, mesh) for leaf, array in jax.eval_shape(make, key).items()}
     return jax.jit(make, out_shardings=shardings)(key)
+
+
+def _identified(component: Component, module: nnx.Module) -> dict[str, Any]:
+    """A component as a source of its bundle: digest of its leaves, in the dtype that they are stored in, and size."""
+    digest = hashlib.sha256()
+    for name, array in sorted(leaves.flatten(module).items()):
+        held = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+        stored = np.asarray(held).astype(component.dtype)
+        digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+        digest.update(stored.tobytes())
+    return {"sha256": digest.hexdigest(), "bytes": component.bytes}
 
 
 def _measured(component: Component, module: nnx.Module, dtype: jnp.dtype, changed: Mapping[str, Any]) -> Component:

@@ -57,9 +57,9 @@ class Track:
     """A thing in the T frames that it is seen in.
 
     rgb: [3]; progress: [T], time in parts of SECONDS; centre: [T, 2], x and y; area: [T], in square sides. Moments of
-    its points z, complex numbers seen from the centre: symmetry: complex [T, 3], mean zⁿ over mean |z|ⁿ for the number n
-    of tips of each of SYMMETRIES, whose modulus says how well a turn by 1/n maps the thing on itself, and whose argument
-    is n times its angle.
+    its points z, complex numbers seen from the centre: symmetry: complex [T, 3], mean zⁿ over mean |z|ⁿ for each of
+    SYMMETRIES, n its tips: modulus: how well turning by 1/n maps the thing on itself, argument: n times its
+    angle.
     """
 
     rgb: np.ndarray
