@@ -10,4 +10,5 @@ PATH=$(dirname "$0")/../.venv/bin:$PATH
 osjax train tiny_image --run.mesh "$mesh"
 osjax train tiny_vae --ckpt_path runs/tiny_image/bundle --run.mesh "$mesh"
 osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle --run.mesh "$mesh"
-python -m osjax.training.evaluate --ckpt_path runs/tiny_flow/bundle --out runs/tiny_flow/scores.json
+osjax train tiny_pairs --ckpt_path runs/tiny_flow/bundle --run.mesh "$mesh"
+python -m osjax.training.evaluate --ckpt_path runs/tiny_pairs/bundle --out runs/tiny_pairs/scores.json

@@ -1,4 +1,4 @@
-"""The autoencoder of the embedded tiny model, on single pictures of shapes. First of three stages.
+"""The autoencoder of the embedded tiny model, on single pictures of shapes. First of four stages.
 
 Source: ours; the architecture is the Hunyuan VAE's, 4 x 8 x 8 compression and 16 channels, with narrow levels and one
 norm group. Pictures come first because what an autoencoder lacks early is variety: 64 pictures a step teach it colours

@@ -1,4 +1,4 @@
-"""The autoencoder of the embedded tiny model, on clips: what moves. Second of three stages.
+"""The autoencoder of the embedded tiny model, on clips: what moves. Second of four stages.
 
 Source: ours. It goes on from the pictures of `tiny_image`, with more to see in every clip and fewer clips a step.
 Expected result: runs/tiny_vae/bundle, 36.0 dB on average over 60 held-out scenes, whose colours, shapes and motions are

@@ -69,7 +69,7 @@ def test_no_gpu_and_no_configuration_are_errors(launch):
     assert launch("one_gpu.sh")[0] != 0
 
 
-def test_the_tiny_model_is_trained_in_three_stages_and_evaluated(tmp_path):
+def test_the_tiny_model_is_trained_in_four_stages_and_evaluated(tmp_path):
     """Each stage starts from what the one before leaves."""
     shutil.copytree(LAUNCH, tmp_path / "launch")
     for name in ("osjax", "python"):
@@ -80,5 +80,6 @@ def test_the_tiny_model_is_trained_in_three_stages_and_evaluated(tmp_path):
         "osjax train tiny_image --run.mesh data=2",
         "osjax train tiny_vae --ckpt_path runs/tiny_image/bundle --run.mesh data=2",
         "osjax train tiny_flow --ckpt_path runs/tiny_vae/bundle --run.mesh data=2",
-        "python -m osjax.training.evaluate --ckpt_path runs/tiny_flow/bundle --out runs/tiny_flow/scores.json",
+        "osjax train tiny_pairs --ckpt_path runs/tiny_flow/bundle --run.mesh data=2",
+        "python -m osjax.training.evaluate --ckpt_path runs/tiny_pairs/bundle --out runs/tiny_pairs/scores.json",
     ]
