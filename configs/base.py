@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
             "ckpt_path": placeholder(str),
             "lora": placeholder(str),
             "dtype": "bf16",
-            "precision": "full",
+            "precision": placeholder(str),
             "mesh": "data=1,seq=1",
             "attention": "auto",
             "offload": False,

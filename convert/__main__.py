@@ -15,6 +15,7 @@ from osjax.errors import OsjaxError
 if TYPE_CHECKING:
     from convert.stream import Job
 
+PRECISIONS = ("fp8", "int8")
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="JSON of the checkpoint's options (default: beside it, else inferred)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the bundle's weights (default: as in the checkpoint)")
+    parser.add_argument(
+        "--quantize",
+        choices=PRECISIONS,
+        help="store the projections in the transformer's blocks in 8 bits, which is APPROXIMATE",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be converted, and write nothing")
 
 
@@ -59,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
     found = find_checkpoints(args.source, args.kind, args.model)
     if args.config and len(found) > 1:
         raise OsjaxError("--config is for one checkpoint: choose which with --as")
-    dtype = DTYPES.get(args.dtype)
+    options = args.config, DTYPES.get(args.dtype), args.quantize or "full"
     if not args.dry_run:
-        jobs = [prepare(each, args.config, dtype) for each in found]
+        jobs = [prepare(each, *options) for each in found]
+        if args.quantize and not any(job.small for job in jobs):
+            raise OsjaxError(f"--quantize is for transformers, and {args.source} has none here: leave it out")
         write_bundle(jobs, args.destination)
         print(*(describe(job) for job in jobs), f"bundle written to {args.destination}", sep="\n")
         absent = [component for component in NEEDED if component not in [job.kind.component for job in jobs]]
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     for each in found:
         try:
-            job = prepare(each, args.config, dtype)
+            job = prepare(each, *options)
             print(describe(job), f"  {job.config}", sep="\n")
         except OsjaxError as error:
             print(f"{each.file}: {error}")
@@ -83,8 +91,8 @@ def run_lora(adapter: Path, args: argparse.Namespace) -> int:
     """The same for a LoRA file."""
     from convert import lora
 
-    if args.kind or args.dtype:
-        raise OsjaxError(f"{adapter} is a LoRA, which is kept in float32: leave out --as and --dtype")
+    if args.kind or args.dtype or args.quantize:
+        raise OsjaxError(f"{adapter} is a LoRA, which is kept in float32: leave out --as, --dtype and --quantize")
     job = lora.prepare(adapter, args.config)
     print(job.describe())
     if not args.dry_run:
@@ -97,7 +105,8 @@ def describe(job: Job) -> str:
     """One line about a component: its source, tensors, size, and where its options come from."""
     return (
         f"{job.kind.component}: {job.file}, {len(job.source.shapes)} tensors ({len(job.plan.unused)} not needed), "
-        f"{job.parameters:,} parameters, {job.plan.nbytes:,} bytes in {job.dtype.name}, options from {job.options_from}"
+        f"{job.parameters:,} parameters, {job.nbytes:,} bytes in {job.dtype.name}"
+        f"{f' and {job.precision}' if job.small else ''}, options from {job.options_from}"
     )
 
 

@@ -25,12 +25,14 @@ import numpy as np
 from tqdm import tqdm
 
 from convert import autoencoder_2d, clip, dc_ae, hunyuan_vae, infer, layout, mmdit, t5
-from convert.rules import Plan, abstract, plan
+from convert.rules import Plan, Slab, abstract, plan
 from convert.sources import Source, open_source, reading
 from osjax import leaves
 from osjax.bundle import Component, write_manifest
 from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
+from osjax.models.mmdit import MMDiT
+from osjax.models.quantized import FULL, quantizable, quantized_kernel
 
 TABLES: dict[str, ModuleType] = {
     "mmdit": mmdit,
@@ -49,7 +51,8 @@ _BLOCK_BYTES = 16 << 20
 class Job:
     """One checkpoint, matched completely with the model it becomes.
 
-    config: the model's; options_from: the file that it was read from, or "shapes"; dtype: of the floating leaves.
+    config: the model's; options_from: the file that it was read from, or "shapes"; dtype: of the floating leaves;
+    precision, small: how projections are stored in 8 bits, and which.
     """
 
     kind: layout.Kind
@@ -60,17 +63,30 @@ class Job:
     dtype: np.dtype
     plan: Plan
     max_length: int | None
+    precision: str = FULL
+    small: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> int:
         return sum(math.prod(slab.shape) for slab in self.plan.slabs)
 
+    @property
+    def nbytes(self) -> int:
+        """Of what is written."""
+        return sum(_bytes_8bit(slab) if self.shrinks(slab) else slab.nbytes for slab in self.plan.slabs)
 
-def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None) -> Job:
+    def shrinks(self, slab: Slab) -> bool:
+        """Whether a slab is stored in 8 bits."""
+        projection, _, parameter = slab.leaf.rpartition(".")
+        return parameter == "kernel" and projection in self.small
+
+
+def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None, precision: str = FULL) -> Job:
     """Reads the header of a checkpoint and plans its conversion; reads no tensor.
 
     config: file of its options, by default what lies beside it, else inferred. dtype: of the floating leaves, by
-    default that of the file. Raises OsjaxError if it cannot be read or does not match its model.
+    default that of the file; precision: of the blocks of a transformer, other models are in full. Raises OsjaxError if
+    it cannot be read or does not match its model.
     """
     source = open_source(found.file)
     detected = infer.detect_kind(source.shapes)
@@ -88,6 +104,7 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None) 
     settings = _read_config(table, options, path)
     dtype = np.dtype(dtype if dtype is not None else _source_dtype(source))
     module = abstract(table, settings, dtype)
+    small = quantizable(module) if precision != FULL and isinstance(module, MMDiT) else ()
     return Job(
         kind=kind,
         source=source,
@@ -97,6 +114,8 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None) 
         dtype=dtype,
         plan=plan(table.rules(settings), source.shapes, leaves.flatten(module)),
         max_length=_max_length(kind, found.file, module.config),
+        precision=precision if small else FULL,
+        small=frozenset(small),
     )
 
 
@@ -106,9 +125,9 @@ def write_bundle(jobs: Sequence[Job], destination: Path) -> None:
     Shows progress on stderr. Raises OsjaxError if a source turns out unreadable, the disk is full, or another
     conversion writes the same bundle.
     """
-    needed = sum(job.plan.nbytes for job in jobs)
+    needed = sum(job.nbytes for job in jobs)
     sources = sorted({file for job in jobs for file in job.source.files})
-    total = needed + sum(file.stat().st_size for file in sources)
+    total = sum(job.plan.nbytes for job in jobs) + sum(file.stat().st_size for file in sources)
     with _building(destination.absolute(), needed) as folder, _progress(total) as progress:
         digests = {os.path.relpath(file, _common_folder(sources)): _digest(file, progress) for file in sources}
         components = {job.kind.component: _write_component(job, folder, progress) for job in jobs}
@@ -139,7 +158,8 @@ def _write_component(job: Job, bundle: Path, progress: tqdm) -> Component:
             array = slab.assemble(read)
         if job.dtype == np.float16 and not np.isfinite(array).all():
             raise OsjaxError(f"{slab.leaf} of {job.file} is too large for fp16: convert with --dtype bf16")
-        writer.add(slab.leaf, slab.layer, array)
+        for leaf, stored in _stored(job, slab, array).items():
+            writer.add(leaf, slab.layer, stored)
         progress.update(slab.nbytes)
     writer.close()
     tokenizer = layout.tokenizer_files(job.file) if job.max_length else []
@@ -151,11 +171,26 @@ def _write_component(job: Job, bundle: Path, progress: tqdm) -> Component:
         config=dataclasses.asdict(job.config),
         dtype=job.dtype.name,
         parameters=job.parameters,
-        bytes=job.plan.nbytes,
+        bytes=job.nbytes,
         folder=name,
         tokenizer=f"{name}/tokenizer" if tokenizer else None,
         max_length=job.max_length,
+        precision=job.precision,
     )
+
+
+def _stored(job: Job, slab: Slab, array: np.ndarray) -> dict[str, np.ndarray]:
+    """What is written of a slab's values: themselves, or numbers of 8 bits and their scales, by leaf."""
+    if not job.shrinks(slab):
+        return {slab.leaf: array}
+    small = quantized_kernel(array, job.precision)
+    projection = slab.leaf.removesuffix(".kernel")
+    return {slab.leaf: np.asarray(small.values), f"{projection}.scale": np.asarray(small.scale)}
+
+
+def _bytes_8bit(slab: Slab) -> int:
+    """Of a kernel in 8 bits, [F, O…], with float32 scales [O…]."""
+    return math.prod(slab.shape) + 4 * math.prod(slab.shape[1:])
 
 
 @contextlib.contextmanager

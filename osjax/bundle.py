@@ -34,8 +34,8 @@ class Component:
     """One model of a bundle.
 
     kind: one of `osjax.residency.MODELS`; config: the fields of that model's config dataclass; dtype: of its floating
-    leaves as stored; parameters, bytes: of its arrays; folder, tokenizer: relative to the bundle; max_length: tokens
-    that a text encoder is given.
+    leaves as stored, but for what is in 8 bits by `precision` (`osjax.models.quantized`); parameters: of the model in
+    full; bytes: of its arrays; folder, tokenizer: relative to the bundle; max_length: tokens of a text encoder's input.
     """
 
     kind: str
@@ -46,6 +46,7 @@ class Component:
     folder: str
     tokenizer: str | None = None
     max_length: int | None = None
+    precision: str = "full"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,12 +27,11 @@ from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
-from osjax.models import quantized
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
 from osjax.preflight import REFERENCES, Estimate, Setting, estimate
 from osjax.record import Means, record
 from osjax.request import Request, continuation_seed
-from osjax.residency import Residency
+from osjax.residency import Residency, chosen_precision
 from osjax.roles import IMAGE, VIDEO, Roles, prompt_used, sampling_options
 from osjax.sampling.denoise import Where
 from osjax.sampling.latents import Text, sample_latents
@@ -80,7 +79,7 @@ class Pipeline:
         *,
         mesh: str = "data=1,seq=1",
         dtype: str = "bf16",
-        precision: str = quantized.FULL,
+        precision: str | None = None,
         offload: bool = False,
         attention: str = "auto",
         lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
@@ -89,15 +88,16 @@ class Pipeline:
         """Opens a bundle (None is the embedded tiny one); weights are read when they are first needed.
 
         mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; precision: full, or fp8 or int8
-        for the transformer's blocks, which is approximate; offload: parts that are not in use wait in host memory;
-        attention: an implementation by name; lora: as in `use_lora`; progress: bars on standard error. Raises
-        OsjaxError for a bundle, mesh, dtype, precision, attention or LoRA that cannot be used here.
+        for the transformer's blocks, which is approximate, by default that of the weights; offload: parts that are not
+        in use wait in host memory; attention: an implementation by name; lora: as in `use_lora`; progress: bars on
+        standard error. Raises OsjaxError for a bundle, mesh, dtype, precision, attention or LoRA that cannot be used
+        here.
         """
         if dtype not in DTYPES:
             raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
         bundle = read_bundle(EMBEDDED if path is None else Path(path))
         devices = make_mesh(parse_mesh(mesh))
-        precision = quantized.checked(precision, devices.devices.flat[0])
+        precision = chosen_precision(bundle, precision, devices.devices.flat[0])
         residency = Residency(bundle, devices, DTYPES[dtype], offload=offload, precision=precision)
         label = "embedded tiny bundle" if path is None else Path(path).resolve().name
         pipeline = cls.over(residency, devices, dtype, attention, label, progress=progress)

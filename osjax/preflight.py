@@ -171,7 +171,7 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
-    if setting.precision != FULL:
+    if setting.precision != bundle.component(roles.mmdit).precision:
         whole = dataclasses.replace(setting, precision=FULL)
         found[f"transformer to {setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
     cached = SPEEDS[setting.requests[0].speed] is not None

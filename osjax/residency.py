@@ -30,7 +30,7 @@ from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.quantized import FULL, quantize
+from osjax.models.quantized import FULL, NAMES, checked, quantizable, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.host_memory import to_devices, to_host
@@ -60,14 +60,34 @@ def model_config(component: Component) -> Any:
         raise OsjaxError(
             f"{component.kind} has unknown options {', '.join(unknown)}: update osjax, or convert it again"
         )
+    if component.precision not in NAMES:
+        raise OsjaxError(f"this osjax knows no precision {component.precision!r}: update osjax, or convert it again")
     return config_class(**component.config)
 
 
 def abstract_model(component: Component, dtype: jnp.dtype) -> nnx.Module:
-    """The component's model with `jax.ShapeDtypeStruct` leaves of that dtype. Raises OsjaxError as `model_config`."""
+    """The component's model with `jax.ShapeDtypeStruct` leaves: of that dtype, and of 8 bits where it is stored so.
+
+    Raises OsjaxError as `model_config`.
+    """
     model_class, _ = MODELS[component.kind]
     config = model_config(component)
-    return nnx.eval_shape(lambda: model_class(config, rngs=ModuleRngs(0), dtype=dtype))
+    return nnx.eval_shape(lambda: quantize(model_class(config, rngs=ModuleRngs(0), dtype=dtype), component.precision))
+
+
+def chosen_precision(bundle: Bundle, wanted: str | None, device: jax.Device) -> str:
+    """The precision of a bundle's transformers on a device: the one that is wanted, else that of their weights.
+
+    Raises OsjaxError for one that there is not, that the device cannot compute in, or that the weights do not have.
+    """
+    held = {each.precision for each in bundle.components.values()} - {FULL}
+    precision = checked(wanted or min(held, default=FULL), device)
+    if held - {precision}:
+        raise OsjaxError(
+            f"{bundle.path} holds weights in {', '.join(sorted(held))}, not {precision}: leave out --precision, or "
+            "convert again without --quantize"
+        )
+    return precision
 
 
 class Residency:
@@ -112,6 +132,11 @@ class Residency:
 
         It is read from disk again, because what merging rounds away would not come back by subtraction.
         """
+        if wanted and self.bundle.component("mmdit").precision != FULL:
+            raise OsjaxError(
+                f"{self.bundle.path} holds weights in 8 bits, into which no LoRA can be merged: use a bundle in full, "
+                f"with --precision {self.precision}"
+            )
         for adapter, _ in wanted:
             adapters.check(adapter, self._abstract("mmdit"))
         if tuple(wanted) != self._adapters:
@@ -181,12 +206,12 @@ class Residency:
         if name == "mmdit" and self._adapters:
             loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
             module = jax.device_put(_merge(module, loaded), self._sharding)
-        if isinstance(module, MMDiT) and self.precision != FULL:
+        if isinstance(module, MMDiT) and self.precision != FULL and quantizable(module):
             module = jax.device_put(_quantize(module, self.precision), self._sharding)
         return module
 
     def _read(self, name: str) -> nnx.Module:
-        return load_component(self.bundle.folder(name), self._abstract(name), self.dtype, self._sharding)
+        return load_component(self.bundle.folder(name), self._abstract(name), shardings=self._sharding)
 
     def _abstract(self, name: str) -> nnx.Module:
         return abstract_model(self.bundle.component(name), self.dtype)

@@ -155,7 +155,7 @@ def run(plan: Plan) -> None:
     if approximate := dict.fromkeys(job.request.speed for job in plan.jobs if job.request.speed != EXACT):
         _say(f"speed {', '.join(approximate)} is approximate: exact draws what the model says")
     if pipeline.residency.precision != quantized.FULL:
-        _say(f"precision {pipeline.residency.precision} is approximate: full draws with the weights as they are")
+        _say(f"precision {pipeline.residency.precision} is approximate: weights in full draw what the model says")
     for part, artist in parts:
         draw(refined(part, artist), artist)
 

@@ -77,7 +77,7 @@ HELP = {
         "lora": "LoRAs to draw with: PATH:WEIGHT, such as style:0.8 (weight 1 if left out); several are parted by ;",
         "dtype": "bf16, fp16 or fp32",
         "precision": "full; or APPROXIMATE, 8 bits for the projections in the transformer's blocks: fp8 computes in "
-        "them (Ada and Hopper GPUs), int8 stores them",
+        "them (Ada and Hopper GPUs), int8 stores them; that of the bundle's weights if left out",
         "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
         "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has",
         "offload": "keep only the model at work on the device",

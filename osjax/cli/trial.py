@@ -69,9 +69,9 @@ def drawn(model: generate.Model, *, published: bool) -> Pipeline:
     """
     from osjax import random_weights
     from osjax.bundle import read_bundle
-    from osjax.models import quantized
     from osjax.parallel.mesh import make_mesh, parse_mesh
     from osjax.pipeline import DTYPES, EMBEDDED, Pipeline
+    from osjax.residency import chosen_precision
 
     if model.lora:
         raise OsjaxError("random weights have no LoRA: leave out --lora")
@@ -82,6 +82,6 @@ def drawn(model: generate.Model, *, published: bool) -> Pipeline:
     else:
         bundle = read_bundle(model.path or EMBEDDED)
     mesh = make_mesh(parse_mesh(model.mesh))
-    dtype, precision = DTYPES[model.dtype], quantized.checked(model.precision, mesh.devices.flat[0])
+    dtype, precision = DTYPES[model.dtype], chosen_precision(bundle, model.precision, mesh.devices.flat[0])
     residency = random_weights.residency(bundle, mesh, dtype, offload=model.offload, precision=precision)
     return Pipeline.over(residency, mesh, model.dtype, model.attention, RANDOM, progress=False)

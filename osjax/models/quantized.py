@@ -95,8 +95,13 @@ def quantize(model: Module, precision: str) -> Module:
     return small
 
 
+def quantized_kernel(kernel: jax.Array, precision: str) -> Rounded:
+    """A projection's kernel [F, O…] of one layer as `quantize` would have it: [O…, F] in 8 bits, scales [O…]."""
+    return rounded(jnp.moveaxis(kernel, 0, -1), PRECISIONS[precision])
+
+
 def quantizable(model: nnx.Module) -> tuple[str, ...]:
-    """Names of the projections that `quantize` exchanges."""
+    """Names of the projections that `quantize` exchanges; none of a model whose blocks are in 8 bits already."""
     return tuple(
         name for name in projections(model) if name.startswith(_BLOCKS) and not f".{name}".endswith(_MODULATION)
     )

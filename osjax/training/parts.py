@@ -24,6 +24,7 @@ from osjax import files, leaves
 from osjax.bundle import Bundle, Component, read_bundle, write_manifest
 from osjax.checkpoint import load_component, save_module
 from osjax.errors import OsjaxError
+from osjax.models.quantized import FULL
 from osjax.parallel.weights import weight_spec
 from osjax.residency import MODELS, abstract_model, model_config
 from osjax.training.initial import initialise
@@ -61,10 +62,13 @@ def open_parts(
     """The components of a bundle, and new ones in place of or beside them; reads no weights.
 
     new: component → kind, tokenizer, max_length, and the fields of that model's config. Raises OsjaxError for a bundle
-    that cannot be read, a component that is described wrongly, or one to train that there is not.
+    that cannot be read or is in 8 bits, a component that is described wrongly, or one to train that there is not.
     """
     bundle = read_bundle(ckpt_path) if ckpt_path else None
     components = dict(_held(bundle)) | {name: _described(name, options) for name, options in new.items()}
+    small = sorted(name for name, each in components.items() if each.precision != FULL)
+    if small:
+        raise OsjaxError(f"{', '.join(small)} of {ckpt_path} is in 8 bits: train with weights converted in full")
     missing = sorted(set(trained) - set(components))
     if missing:
         held = ", ".join(components) or "nothing"
