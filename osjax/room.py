@@ -14,8 +14,14 @@ import jax
 
 from osjax.bundle import Bundle
 from osjax.errors import OsjaxError, is_out_of_memory
+from osjax.models.mmdit import MMDiT
+from osjax.models.quantized import FULL
 from osjax.preflight import GB, Estimate, Setting, estimate
 from osjax.request import Request
+from osjax.residency import MODELS
+
+_SMALL = "fp8"  # int8 weighs as much
+_WITH_SMALL = f"with a bundle of osjax convert --quantize {_SMALL} (int8 for GPUs older than Ada)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +112,27 @@ def gigabytes(value: float) -> str:
 
 
 def remedies(bundle: Bundle, given: Estimate, devices: int) -> Iterator[tuple[str, Estimate]]:
-    """Options that need less than `given`, as they are written on the command line, with what is needed then.
+    """What needs less than `given`, as it is written on the command line, with what is needed then.
 
-    Each by itself, the mildest first, then each with offloading; devices: how many there are in all.
+    Each option by itself, the mildest first, then each with offloading, last of all those that make videos smaller with
+    all that saves memory otherwise; devices: how many there are in all.
     """
     plain = given.setting
+    small = _quantized(bundle) if bundle.component(plain.roles.mmdit).precision == FULL else None
     bases = [("", plain)] if plain.offload else [("", plain), ("--offload True ", _offloaded(plain))]
     for prefix, base in bases:
         if not base.offload:
             yield from _lesser(bundle, given, "--offload True", _offloaded(base))
-        for words, setting in _changes(base, devices):
+        for words, setting in _harmless(base, devices):
             yield from _lesser(bundle, given, prefix + words, setting)
+        if small:
+            yield from _lesser(small, given, prefix + _WITH_SMALL, dataclasses.replace(base, precision=_SMALL))
+        for words, setting in _smaller(base):
+            yield from _lesser(bundle, given, prefix + words, setting)
+    if small:
+        prefix, base = bases[-1]
+        for words, setting in _smaller(dataclasses.replace(base, precision=_SMALL)):
+            yield from _lesser(small, given, f"{prefix}{words} {_WITH_SMALL}", setting)
 
 
 def _lesser(bundle: Bundle, given: Estimate, words: str, setting: Setting) -> Iterator[tuple[str, Estimate]]:
@@ -132,14 +148,28 @@ def _offloaded(setting: Setting) -> Setting:
     return dataclasses.replace(setting, offload=True, beside=())
 
 
-def _changes(setting: Setting, devices: int) -> Iterator[tuple[str, Setting]]:
-    first = setting.requests[0]
+def _quantized(bundle: Bundle) -> Bundle:
+    """The same, its transformers stored in 8 bits."""
+    components = {
+        name: dataclasses.replace(each, precision=_SMALL) if issubclass(MODELS[each.kind][0], MMDiT) else each
+        for name, each in bundle.components.items()
+    }
+    return dataclasses.replace(bundle, components=components)
+
+
+def _harmless(setting: Setting, devices: int) -> Iterator[tuple[str, Setting]]:
+    """Changes that leave each video as it is."""
     batch, mesh = len(setting.requests) // 2, setting.mesh
     while batch:
         yield f"--batch_size {batch}", dataclasses.replace(setting, requests=setting.requests[:batch])
         batch //= 2
     while (mesh := dataclasses.replace(mesh, seq=2 * mesh.seq)).devices <= devices:
         yield f"--mesh {mesh}", dataclasses.replace(setting, mesh=mesh)
+
+
+def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """The same videos in fewer pixels or frames."""
+    first = setting.requests[0]
     if first.resolution == "768px":
         yield "--resolution 256px", _asking(setting, lambda request: {"resolution": "256px"})
     frames = first.num_frames
