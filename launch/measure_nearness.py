@@ -1,0 +1,91 @@
+"""How near approximate choices come to exact ones on the embedded model: step caching and 8 bits.
+
+    python launch/measure_nearness.py                                   # eight clips: five minutes on two CPU cores
+    python launch/measure_nearness.py --reuse 0.2,0.35 0.3,0.4          # other shares of first steps and limits
+    python launch/measure_nearness.py --clips 1 --steps 3               # a rehearsal
+
+The first held-out prompts of the evaluation are drawn together at the bundle's settings, float32, once exactly and once
+with each choice. PSNR is that of a clip's frames to the exact ones; the mean and the least of the clips are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from osjax.models.quantized import PRECISIONS
+from osjax.pipeline import Pipeline
+from osjax.request import EXACT, SPEEDS, Request
+from osjax.sampling import caching
+from osjax.sampling.caching import Reuse
+from osjax.training.evaluate import CLIP, held_out_prompts
+from osjax.training.scoring import psnr
+from osjax.video import Video
+
+
+def requests(settings: dict, clips: int, steps: int | None) -> list[Request]:
+    """What is drawn each time, exactly."""
+    base = Request.of({"prompt": "-"} | CLIP | settings | ({} if steps is None else {"num_steps": steps}))
+    return [
+        dataclasses.replace(base, prompt=prompt.caption, motion_score=str(prompt.scene.score), seed=42 + index)
+        for index, prompt in enumerate(held_out_prompts(clips, 42))
+    ]
+
+
+def drawn(clips: int, steps: int | None, reuses: Sequence[Reuse]) -> Iterator[tuple[str, list[Video]]]:
+    """(choice, its clips), the exact one first; reuses: of step caching, in place of the named speeds."""
+    pipeline = Pipeline.load(dtype="fp32", progress=False)
+    exact = requests(dict(pipeline.bundle.settings), clips, steps)
+    yield EXACT, pipeline.run(exact)
+    *_, fast = SPEEDS
+    tried = {f"{each.first:g}, {each.limit:g}": each for each in reuses}
+    for name, reuse in (tried or {name: caching.SPEEDS[name] for name in SPEEDS if name != EXACT}).items():
+        with _known_as(fast, reuse):
+            yield name, pipeline.run([dataclasses.replace(each, speed=fast) for each in exact])
+    for precision in () if tried else PRECISIONS:
+        small = Pipeline.load(dtype="fp32", precision=precision, progress=False)
+        yield precision, small.run(exact)
+
+
+@contextlib.contextmanager
+def _known_as(speed: str, reuse: Reuse) -> Iterator[None]:
+    """The sampler finds a speed by its name."""
+    usual = caching.SPEEDS[speed]
+    caching.SPEEDS[speed] = reuse
+    try:
+        yield
+    finally:
+        caching.SPEEDS[speed] = usual
+
+
+def row(name: str, videos: Sequence[Video], exact: Sequence[Video]) -> str:
+    """A choice's line of the table."""
+    passes = sorted({video.provenance.forward_passes for video in videos})
+    near = [psnr(a.frames, b.frames) for a, b in zip(videos, exact, strict=True)]
+    return f"{name:12} {' to '.join(map(str, passes)):>15} {np.mean(near):>9.1f} {min(near):>9.1f}"
+
+
+def _reuse(text: str) -> Reuse:
+    first, limit = map(float, text.split(","))
+    return Reuse(first, limit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="by default the bundle's")
+    parser.add_argument("--reuse", type=_reuse, nargs="*", default=[], help="FIRST,LIMIT of step caching")
+    args = parser.parse_args()
+    print(f"{'choice':12} {'passes in full':>15} {'mean, dB':>9} {'least, dB':>9}")
+    exact: list[Video] = []
+    for name, videos in drawn(args.clips, args.steps, args.reuse):
+        exact = exact or videos
+        print(row(name, videos, exact), flush=True)
+
+
+if __name__ == "__main__":
+    main()
