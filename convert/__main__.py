@@ -15,7 +15,7 @@ from osjax.errors import OsjaxError
 if TYPE_CHECKING:
     from convert.stream import Job
 
-PRECISIONS = ("fp8", "int8")
+PRECISIONS = ("fp8", "int8")  # those of `osjax.models.quantized`, which imports JAX
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 

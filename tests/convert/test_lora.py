@@ -251,7 +251,8 @@ def test_the_command_writes_a_lora(tmp_path, capsys):
     for words, message in (
         ([str(folder), str(tmp_path / "made")], "exists"),
         ([str(folder), str(tmp_path / "x"), "--as", "mmdit"], "leave out --as"),
-        ([str(folder), str(tmp_path / "x"), "--dtype", "bf16"], "leave out --as and --dtype"),
+        ([str(folder), str(tmp_path / "x"), "--dtype", "bf16"], "leave out --as, --dtype and --quantize"),
+        ([str(folder), str(tmp_path / "x"), "--quantize", "fp8"], "leave out --as, --dtype and --quantize"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err

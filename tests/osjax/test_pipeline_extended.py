@@ -12,7 +12,7 @@ LONG = {"resolution": None, "height": 16, "width": 32, "num_frames": 37, "num_st
 GIVEN = 33
 
 
-def request(prompt="a cat", **options) -> Request:
+def request(prompt="a red circle grows on a grey background", **options) -> Request:
     return Request(prompt, **(LONG | options))
 
 
