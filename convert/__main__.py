@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     options = args.config, DTYPES.get(args.dtype), args.quantize or "full"
     if not args.dry_run:
         jobs = [prepare(each, *options) for each in found]
-        if args.quantize and not any(job.small for job in jobs):
+        if args.quantize and not any(job.quantized for job in jobs):
             raise OsjaxError(f"--quantize is for transformers, and {args.source} has none here: leave it out")
         write_bundle(jobs, args.destination)
         print(*(describe(job) for job in jobs), f"bundle written to {args.destination}", sep="\n")
@@ -106,7 +106,7 @@ def describe(job: Job) -> str:
     return (
         f"{job.kind.component}: {job.file}, {len(job.source.shapes)} tensors ({len(job.plan.unused)} not needed), "
         f"{job.parameters:,} parameters, {job.nbytes:,} bytes in {job.dtype.name}"
-        f"{f' and {job.precision}' if job.small else ''}, options from {job.options_from}"
+        f"{f' and {job.precision}' if job.quantized else ''}, options from {job.options_from}"
     )
 
 

@@ -32,7 +32,7 @@ from osjax.bundle import Component, write_manifest
 from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
 from osjax.models.mmdit import MMDiT
-from osjax.models.quantized import FULL, quantizable, quantized_kernel
+from osjax.models.quantized import FULL, quantizable, rounded_kernel
 
 TABLES: dict[str, ModuleType] = {
     "mmdit": mmdit,
@@ -52,7 +52,7 @@ class Job:
     """One checkpoint, matched completely with the model it becomes.
 
     config: the model's; options_from: the file that it was read from, or "shapes"; dtype: of the floating leaves;
-    precision, small: how projections are stored in 8 bits, and which.
+    quantized: projections that are stored in 8 bits, by `precision`.
     """
 
     kind: layout.Kind
@@ -64,7 +64,7 @@ class Job:
     plan: Plan
     max_length: int | None
     precision: str = FULL
-    small: frozenset[str] = frozenset()
+    quantized: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> int:
@@ -73,12 +73,12 @@ class Job:
     @property
     def nbytes(self) -> int:
         """Of what is written."""
-        return sum(_bytes_8bit(slab) if self.shrinks(slab) else slab.nbytes for slab in self.plan.slabs)
+        return sum(_quantized_bytes(slab) if self.quantizes(slab) else slab.nbytes for slab in self.plan.slabs)
 
-    def shrinks(self, slab: Slab) -> bool:
+    def quantizes(self, slab: Slab) -> bool:
         """Whether a slab is stored in 8 bits."""
         projection, _, parameter = slab.leaf.rpartition(".")
-        return parameter == "kernel" and projection in self.small
+        return parameter == "kernel" and projection in self.quantized
 
 
 def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None, precision: str = FULL) -> Job:
@@ -104,7 +104,7 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None, 
     settings = _read_config(table, options, path)
     dtype = np.dtype(dtype if dtype is not None else _source_dtype(source))
     module = abstract(table, settings, dtype)
-    small = quantizable(module) if precision != FULL and isinstance(module, MMDiT) else ()
+    quantized = quantizable(module) if precision != FULL and isinstance(module, MMDiT) else ()
     return Job(
         kind=kind,
         source=source,
@@ -114,8 +114,8 @@ def prepare(found: layout.Found, config: Path | None = None, dtype: Any = None, 
         dtype=dtype,
         plan=plan(table.rules(settings), source.shapes, leaves.flatten(module)),
         max_length=_max_length(kind, found.file, module.config),
-        precision=precision if small else FULL,
-        small=frozenset(small),
+        precision=precision if quantized else FULL,
+        quantized=frozenset(quantized),
     )
 
 
@@ -181,14 +181,14 @@ def _write_component(job: Job, bundle: Path, progress: tqdm) -> Component:
 
 def _stored(job: Job, slab: Slab, array: np.ndarray) -> dict[str, np.ndarray]:
     """What is written of a slab's values: themselves, or numbers of 8 bits and their scales, by leaf."""
-    if not job.shrinks(slab):
+    if not job.quantizes(slab):
         return {slab.leaf: array}
-    small = quantized_kernel(array, job.precision)
+    kernel = rounded_kernel(array, array.ndim - 1, job.precision)
     projection = slab.leaf.removesuffix(".kernel")
-    return {slab.leaf: np.asarray(small.values), f"{projection}.scale": np.asarray(small.scale)}
+    return {slab.leaf: np.asarray(kernel.values), f"{projection}.scale": np.asarray(kernel.scale)}
 
 
-def _bytes_8bit(slab: Slab) -> int:
+def _quantized_bytes(slab: Slab) -> int:
     """Of a kernel in 8 bits, [F, O…], with float32 scales [O…]."""
     return math.prod(slab.shape) + 4 * math.prod(slab.shape[1:])
 

@@ -19,27 +19,21 @@ import numpy as np
 
 from osjax.models.quantized import PRECISIONS
 from osjax.pipeline import Pipeline
-from osjax.request import EXACT, SPEEDS, Request
+from osjax.request import EXACT, SPEEDS
 from osjax.sampling import caching
 from osjax.sampling.caching import Reuse
-from osjax.training.evaluate import CLIP, held_out_prompts
+from osjax.training.evaluate import base_request, held_out_prompts, request_for
 from osjax.training.scoring import psnr
 from osjax.video import Video
 
-
-def requests(settings: dict, clips: int, steps: int | None) -> list[Request]:
-    """What is drawn each time, exactly."""
-    base = Request.of({"prompt": "-"} | CLIP | settings | ({} if steps is None else {"num_steps": steps}))
-    return [
-        dataclasses.replace(base, prompt=prompt.caption, motion_score=str(prompt.scene.score), seed=42 + index)
-        for index, prompt in enumerate(held_out_prompts(clips, 42))
-    ]
+SEED = 42  # the evaluation's
 
 
 def drawn(clips: int, steps: int | None, reuses: Sequence[Reuse]) -> Iterator[tuple[str, list[Video]]]:
     """(choice, its clips), the exact one first; reuses: of step caching, in place of the named speeds."""
     pipeline = Pipeline.load(dtype="fp32", progress=False)
-    exact = requests(dict(pipeline.bundle.settings), clips, steps)
+    base = base_request(pipeline, {"seed": SEED} | ({} if steps is None else {"num_steps": steps}))
+    exact = [request_for(base, index, prompt) for index, prompt in enumerate(held_out_prompts(clips, SEED))]
     yield EXACT, pipeline.run(exact)
     *_, fast = SPEEDS
     tried = {f"{each.first:g}, {each.limit:g}": each for each in reuses}

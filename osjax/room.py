@@ -20,8 +20,8 @@ from osjax.preflight import GB, Estimate, Setting, estimate
 from osjax.request import Request
 from osjax.residency import MODELS
 
-_SMALL = "fp8"  # int8 weighs as much
-_WITH_SMALL = f"with a bundle of osjax convert --quantize {_SMALL} (int8 for GPUs older than Ada)"
+_PRECISION = "fp8"  # int8 weighs as much
+WITH_8_BITS = f"with a bundle of osjax convert --quantize {_PRECISION} (int8 for GPUs older than Ada)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +118,21 @@ def remedies(bundle: Bundle, given: Estimate, devices: int) -> Iterator[tuple[st
     all that saves memory otherwise; devices: how many there are in all.
     """
     plain = given.setting
-    small = _quantized(bundle) if bundle.component(plain.roles.mmdit).precision == FULL else None
+    in_8_bits = _quantized(bundle) if bundle.component(plain.roles.mmdit).precision == FULL else None
     bases = [("", plain)] if plain.offload else [("", plain), ("--offload True ", _offloaded(plain))]
     for prefix, base in bases:
         if not base.offload:
             yield from _lesser(bundle, given, "--offload True", _offloaded(base))
         for words, setting in _harmless(base, devices):
             yield from _lesser(bundle, given, prefix + words, setting)
-        if small:
-            yield from _lesser(small, given, prefix + _WITH_SMALL, dataclasses.replace(base, precision=_SMALL))
-        for words, setting in _smaller(base):
+        if in_8_bits:
+            yield from _lesser(in_8_bits, given, prefix + WITH_8_BITS, dataclasses.replace(base, precision=_PRECISION))
+        for words, setting in _reduced(base):
             yield from _lesser(bundle, given, prefix + words, setting)
-    if small:
+    if in_8_bits:
         prefix, base = bases[-1]
-        for words, setting in _smaller(dataclasses.replace(base, precision=_SMALL)):
-            yield from _lesser(small, given, f"{prefix}{words} {_WITH_SMALL}", setting)
+        for words, setting in _reduced(dataclasses.replace(base, precision=_PRECISION)):
+            yield from _lesser(in_8_bits, given, f"{prefix}{words} {WITH_8_BITS}", setting)
 
 
 def _lesser(bundle: Bundle, given: Estimate, words: str, setting: Setting) -> Iterator[tuple[str, Estimate]]:
@@ -151,7 +151,7 @@ def _offloaded(setting: Setting) -> Setting:
 def _quantized(bundle: Bundle) -> Bundle:
     """The same, its transformers stored in 8 bits."""
     components = {
-        name: dataclasses.replace(each, precision=_SMALL) if issubclass(MODELS[each.kind][0], MMDiT) else each
+        name: dataclasses.replace(each, precision=_PRECISION) if issubclass(MODELS[each.kind][0], MMDiT) else each
         for name, each in bundle.components.items()
     }
     return dataclasses.replace(bundle, components=components)
@@ -167,7 +167,7 @@ def _harmless(setting: Setting, devices: int) -> Iterator[tuple[str, Setting]]:
         yield f"--mesh {mesh}", dataclasses.replace(setting, mesh=mesh)
 
 
-def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
+def _reduced(setting: Setting) -> Iterator[tuple[str, Setting]]:
     """The same videos in fewer pixels or frames."""
     first = setting.requests[0]
     if first.resolution == "768px":

@@ -91,13 +91,13 @@ def quantize(model: Module, precision: str) -> Module:
         return model
     small = copied(model)
     for name in quantizable(model):
-        put(small, name, _quantized(projections(model)[name], PRECISIONS[precision]))
+        put(small, name, _quantized(projections(model)[name], precision))
     return small
 
 
-def quantized_kernel(kernel: jax.Array, precision: str) -> Rounded:
-    """A projection's kernel [F, O…] of one layer as `quantize` would have it: [O…, F] in 8 bits, scales [O…]."""
-    return rounded(jnp.moveaxis(kernel, 0, -1), PRECISIONS[precision])
+def rounded_kernel(kernel: jax.Array, outputs: int, precision: str) -> Rounded:
+    """A projection's kernel [(L,) F, O…], of so many output axes, as [(L,) O…, F] in 8 bits and scales [(L,) O…]."""
+    return rounded(jnp.moveaxis(kernel, -outputs - 1, -1), PRECISIONS[precision])
 
 
 def quantizable(model: nnx.Module) -> tuple[str, ...]:
@@ -107,10 +107,9 @@ def quantizable(model: nnx.Module) -> tuple[str, ...]:
     )
 
 
-def _quantized(projection: Projection, dtype: jnp.dtype) -> QuantizedLinear:
-    axes = outputs(projection)
-    kernel = jnp.moveaxis(projection.kernel[...], -axes - 1, -1)
-    return QuantizedLinear(rounded(kernel, dtype), None if projection.bias is None else projection.bias[...])
+def _quantized(projection: Projection, precision: str) -> QuantizedLinear:
+    kernel = rounded_kernel(projection.kernel[...], outputs(projection), precision)
+    return QuantizedLinear(kernel, None if projection.bias is None else projection.bias[...])
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -79,13 +79,7 @@ class Artist:
                 yield video.frames
 
     def request(self, index: int, prompt: Prompt, **options: Any) -> Request:
-        return dataclasses.replace(
-            self.base,
-            prompt=prompt.caption,
-            motion_score=str(prompt.scene.score),
-            seed=self.base.seed + index,
-            **options,
-        )
+        return request_for(self.base, index, prompt, **options)
 
     def truth(self, request: Request, made: Scene) -> np.ndarray:
         """The scene as the request's video ought to be, uint8 [T, H, W, 3]."""
@@ -108,6 +102,20 @@ def held_out_prompts(n: int, seed: int) -> list[Prompt]:
     """The first `n` prompts of an endless list; training never put their colours, shapes and motions together."""
     scenes = [scene(seed, index, held_out=True) for index in range(n)]
     return [Prompt(made, caption(made, np.random.default_rng((seed, i, 1)))) for i, made in enumerate(scenes)]
+
+
+def base_request(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
+    """What all requests of an evaluation have in common: a short square clip at the bundle's settings, and `options`.
+
+    Raises OsjaxError as `Request.of` does.
+    """
+    return Request.of({"prompt": "-"} | CLIP | dict(pipeline.bundle.settings) | dict(options))
+
+
+def request_for(base: Request, index: int, prompt: Prompt, **options: Any) -> Request:
+    """That of the prompt number `index`, with a seed of its own."""
+    told = {"prompt": prompt.caption, "motion_score": str(prompt.scene.score), "seed": base.seed + index}
+    return dataclasses.replace(base, **told, **options)
 
 
 def text_scores(artist: Artist, prompts: Sequence[Prompt], aspect_ratio: str) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pipeline = Pipeline.load(args.ckpt_path, dtype=args.dtype, progress=False)
         figures = evaluate(
             pipeline,
-            _base(pipeline, args),
+            base_request(pipeline, args.request | {"seed": args.seed}),
             held_out_prompts(args.prompts, args.seed),
             aspect_ratios=args.aspect_ratios,
             cond_types=args.cond_types,
@@ -226,10 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(args.out)
     return 0
-
-
-def _base(pipeline: Pipeline, args: argparse.Namespace) -> Request:
-    return Request.of({"prompt": "-"} | CLIP | dict(pipeline.bundle.settings) | args.request | {"seed": args.seed})
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -62,7 +62,7 @@ def test_remedies_need_less_and_go_with_the_request():
     told = given(cond_type="v2v_head", refs=("a.mp4",), offload=True)
     options = [words for words, _ in room.remedies(PUBLISHED, told, 1)]
     frames = ["--num_frames 65", "--num_frames 33"]  # fewer than the reference gives cannot be drawn
-    assert options == [room._WITH_SMALL, *frames, *(f"{each} {room._WITH_SMALL}" for each in frames)]
+    assert options == [room.WITH_8_BITS, *frames, *(f"{each} {room.WITH_8_BITS}" for each in frames)]
     assert all(other.peak.total < told.peak.total for _, other in room.remedies(PUBLISHED, told, 1))
 
 
