@@ -12,8 +12,10 @@ what the host does between two calls is hidden. The rate counts 4·M²·D·H ope
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,29 @@ def seconds(attend: Attention, inputs: list[jax.Array], calls: int, repeats: int
     return statistics.median(laps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of one implementation: seconds a call, operations a second / 1e12, and the error as the module has it."""
+
+    name: str
+    seconds: float
+    tflops: float
+    error: float
+
+
+def measured(tokens: int, heads: int, width: int, dtype: jnp.dtype, repeats: int) -> Iterator[Figures]:
+    """Every implementation that is worth timing here, on the same random data."""
+    keys = jax.random.split(jax.random.key(tokens), 3)
+    inputs = [jax.random.normal(key, (1, tokens, heads, width), dtype) for key in keys]
+    operations = 4 * tokens**2 * width * heads
+    calls = max(1, min(50, int(1e14 // operations)))
+    for name, attend in runnable(dtype).items():
+        compiled = jax.jit(attend).lower(*inputs).compile()
+        error = sampled_error(compiled(*inputs), *inputs)
+        took = seconds(compiled, inputs, calls, repeats)
+        yield Figures(name, took, operations / took / 1e12, error)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", nargs="+", type=int, default=[8828, 76544])
@@ -73,19 +98,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    dtype = DTYPES[args.dtype]
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.dtype}, {args.heads} heads × {args.width}")
     print(f"{'tokens':>7}  {'attention':9}  {'ms':>8}  {'TFLOP/s':>7}  error")
     for tokens in args.tokens:
-        keys = jax.random.split(jax.random.key(tokens), 3)
-        inputs = [jax.random.normal(key, (1, tokens, args.heads, args.width), dtype) for key in keys]
-        operations = 4 * tokens**2 * args.width * args.heads
-        calls = max(1, min(50, int(1e14 // operations)))
-        for name, attend in runnable(dtype).items():
-            compiled = jax.jit(attend).lower(*inputs).compile()
-            error = sampled_error(compiled(*inputs), *inputs)
-            took = seconds(compiled, inputs, calls, args.repeats)
-            print(f"{tokens:7}  {name:9}  {took * 1e3:8.3f}  {operations / took / 1e12:7.1f}  {error:.1e}", flush=True)
+        for each in measured(tokens, args.heads, args.width, DTYPES[args.dtype], args.repeats):
+            figures = f"{each.seconds * 1e3:8.3f}  {each.tflops:7.1f}  {each.error:.1e}"
+            print(f"{tokens:7}  {each.name:9}  {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,291 @@
+"""One stage of `launch/measure_performance.py`, in a process of its own, so that its peak of memory is its own too.
+
+    python -m launch.performance_stages forward 256px --out figures.json
+    python -m launch.performance_stages forward 256px --out figures.json --tiny     # on any device
+
+Random weights of the published size, bf16, B = 1, 16:9, 129 frames, 512 text tokens. A figure is the median of `--runs`
+after a first one, whose compiling (or reading from JAX's persistent cache, if one is set) `compile_s` tells; what was
+not measured but computed says so. `counts` and `ceilings` are what the roofline is made of: operations and bytes of
+each stage, read off traces, and what the device does at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import platform
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from launch import measure_attention, measure_training, roofline
+from launch.measure_handover import TINY
+from launch.measure_performance import SIZES
+from osjax import benchmark, random_weights
+from osjax.benchmark import peak_gigabytes, timed
+from osjax.cli import trial
+from osjax.liveness import tree_bytes
+from osjax.models.hunyuan_vae import HunyuanVAE
+from osjax.models.mmdit import MMDiT
+from osjax.models.quantized import FULL
+from osjax.models.rngs import ModuleRngs
+from osjax.models.rope import Rope, rope_table
+from osjax.parallel.mesh import MeshShape, make_mesh
+from osjax.pipeline import Pipeline, Texts, encode_ids
+from osjax.preflight import GB
+from osjax.request import Request
+from osjax.sampling import geometry, schedule
+from osjax.sampling.caching import Reuse
+from osjax.sampling.denoise import Branches, Where, denoise
+from osjax.sampling.guidance import GuidedStep
+from osjax.sampling.latents import Text
+
+FRAMES, TEXT_TOKENS = 129, 512
+SMALL = {"resolution": None, "height": 32, "width": 32, "num_frames": 5}
+ALWAYS, NEVER = Reuse(0, 1e30), Reuse(1, 0)  # cut short, every pass but the first
+SETTLING = 2  # steps before those that are timed: the first compiles, the second may for another layout of the cache
+ATTENTIONS = {"pallas": "attention_tflops", "cudnn": "cudnn_tflops", "xla": "xla_tflops"}
+
+Figures = dict[str, dict[str, Any]]
+
+
+def entry(value: float | None, how: str, *, measured: bool = True, **more: Any) -> dict[str, Any]:
+    """A figure. measured: whether it was, itself; False for whatever was multiplied or summed, or is missing."""
+    rounded = None if value is None else float(f"{value:.5g}")
+    return {"value": rounded, "measured": measured and value is not None, "how": how, **more}
+
+
+def models_of(tiny: bool) -> dict[str, tuple[str, Any, int | None]]:
+    """As `random_weights.PUBLISHED`."""
+    return {name: (TINY if tiny else random_weights.PUBLISHED)[name] for name in random_weights.PUBLISHED}
+
+
+def grid_of(size: str, *, tiny: bool) -> geometry.LatentGrid:
+    if tiny:
+        return geometry.latent_grid(SMALL["height"], SMALL["width"], SMALL["num_frames"])
+    return geometry.latent_grid(*geometry.image_size(size, "16:9"), FRAMES)
+
+
+def attention(size: str, runs: int, *, tiny: bool) -> Figures:
+    config = models_of(tiny)["mmdit"][1]
+    tokens, repeats = grid_of(size, tiny=tiny).tokens + TEXT_TOKENS, max(runs, 7)
+    found = {
+        ATTENTIONS[each.name]: entry(
+            each.tflops,
+            f"{each.name}: median of {repeats}, calls queued; {tokens} tokens",
+            seconds=each.seconds,
+            relative_error=float(f"{each.error:.2g}"),
+        )
+        for each in measure_attention.measured(tokens, config.num_heads, config.head_dim, jnp.bfloat16, repeats)
+    }
+    none = entry(None, f"this kernel does not run on {jax.devices()[0].device_kind}")
+    return {"attention_tflops": none, "cudnn_tflops": none} | found
+
+
+def forward(size: str, runs: int, *, tiny: bool, precision: str = FULL) -> Figures:
+    """A pass through the sampler's own compiled step; with step caching, one in full and one that is cut short."""
+    models = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]})
+    mesh, grid = make_mesh(MeshShape()), grid_of(size, tiny=tiny)
+    residency = random_weights.residency(models, mesh, jnp.bfloat16, offload=False, precision=precision)
+    pipeline = Pipeline.over(residency, mesh, "bf16", "auto", trial.RANDOM, progress=False)
+    with residency.on_device("mmdit") as model:
+        laps = functools.partial(_step_seconds, model, grid, pipeline.where, runs)
+        how = f"median of {runs} steps of one pass in the sampler, after {SETTLING}; attention {pipeline.attention}"
+        seconds, first, _ = laps(None)
+        more = {"compile_s": round(first, 2), "peak_gb": _rounded(peak_gigabytes())}
+        if precision != FULL:
+            return {f"forward_{precision}_s": entry(seconds, f"{how}, {precision}", **more)}
+        found = {"forward_s": entry(seconds, how, **more)}
+        for key, reuse, full in (("forward_kept_s", NEVER, runs + SETTLING), ("forward_cut_s", ALWAYS, 1)):
+            seconds, _, computed = laps(reuse)
+            if computed != full:
+                raise RuntimeError(f"{computed} passes were computed in full in place of {full}")
+            what = "cut short behind the first block" if reuse is ALWAYS else "in full, with what it adds kept"
+            found[key] = entry(seconds, f"{how}; step caching, {what}")
+        return found
+
+
+def _step_seconds(
+    model: MMDiT, grid: geometry.LatentGrid, where: Where, runs: int, reuse: Reuse | None
+) -> tuple[float, float, int]:
+    """(median of a step, what the first took beyond it, passes computed in full), each step of one branch of three."""
+    config, key = model.config, jax.random.key(7)
+    branches = Branches(
+        jax.random.normal(key, (3, 1, TEXT_TOKENS, config.context_in_dim), jnp.bfloat16),
+        jax.random.normal(key, (3, 1, config.vec_in_dim), jnp.bfloat16),
+        jax.random.normal(key, (3, 1, grid.tokens, config.cond_channels), jnp.bfloat16),
+    )
+    rope = rope_table(geometry.image_ids(grid)[None], config.axes_dim, config.theta)
+    x_bnc = jax.random.normal(key, (1, grid.tokens, config.in_channels))
+    plan = [GuidedStep((0,), np.ones((1, grid.t), np.float32))] * (runs + SETTLING)
+    levels = schedule.timesteps(max(50, len(plan) + 10), grid.tokens_per_frame, grid.t)[10 : len(plan) + 11]
+    ends = [time.perf_counter()]
+    told = lambda *_: ends.append(time.perf_counter())  # noqa: E731
+    _, computed = denoise(model, x_bnc, branches, rope, plan, levels, where, on_step=told, reuse=reuse)
+    laps = [end - start for start, end in itertools.pairwise(ends)]
+    median = statistics.median(laps[SETTLING:])
+    return median, max(0.0, laps[0] - median), computed
+
+
+def decode(size: str, runs: int, *, tiny: bool) -> Figures:
+    bundle = random_weights.bundle_of({"vae": models_of(tiny)["vae"]})
+    vae: HunyuanVAE = random_weights.draw(bundle.component("vae"), make_mesh(MeshShape()), jnp.bfloat16)
+    z_bthwc = jax.random.normal(jax.random.key(3), grid_of(size, tiny=tiny).noise_shape(vae.config.latent_channels))
+    seconds, first = timed(lambda: vae.decode(z_bthwc), runs)
+    peak, weights = peak_gigabytes(), tree_bytes(vae) / GB
+    beyond = None if peak is None else peak - weights
+    how = "most that this process had on the device, less the autoencoder's weights" if peak else "devices do not tell"
+    return {
+        "vae_decode_s": entry(seconds, f"median of {runs} after a first, upstream's tiles", compile_s=round(first, 2)),
+        "vae_decode_peak_gb": entry(beyond, how, weights_gb=_rounded(weights)),
+    }
+
+
+def video(size: str, runs: int, *, tiny: bool, options: Sequence[str] = (), kind: str = "t2v") -> Figures:
+    """The whole pipeline part by part, as `osjax bench --random_weights True` does it."""
+    pipeline, requests = _drawer(size, kind, tiny, options)
+    measured = benchmark.measure(pipeline, requests, runs)
+    parts = {part.name: {"seconds": _rounded(part.seconds, 5), "times": part.times} for part in measured.parts}
+    offload = f"offload {pipeline.residency.offload}, attention {pipeline.attention}"
+    how = f"summed: medians of {runs} of each part, as often as a video needs it, {measured.passes} passes; {offload}"
+    peak = measured.parts[-1].peak
+    told = "most that the process had on the device, all parts" if peak else "devices do not tell"
+    key = "peak_gb" if kind == "t2v" else f"{kind[:3]}_peak_gb"
+    found = {
+        f"{kind[:3]}_exact_s": entry(measured.seconds, how, measured=False, passes=measured.passes, parts=parts),
+        key: entry(peak, f"{told}; {offload}"),
+    }
+    if kind == "t2v":
+        rest = sum(part.in_all for part in measured.parts if not part.name.startswith("step"))
+        found["t2v_rest_s"] = entry(rest, "summed: texts and decoding", measured=False, passes=measured.passes)
+    return found
+
+
+def whole(size: str, runs: int, *, tiny: bool, options: Sequence[str] = ()) -> Figures:
+    """One video drawn from its first text to its last pixel, after one of two steps that compiles."""
+    del runs
+    pipeline, (request,) = _drawer(size, "t2v", tiny, options)
+    short = dataclasses.replace(request, num_steps=2)
+    pipeline.run([short], _texts(pipeline))
+    start = time.perf_counter()
+    (drawn,) = pipeline.run([request], _texts(pipeline))
+    seconds, passes = time.perf_counter() - start, drawn.provenance.forward_passes
+    how = f"one video drawn as a whole, {passes} passes, after one of 2 steps; offload {pipeline.residency.offload}"
+    parts = {name: round(value, 3) for name, value in drawn.provenance.seconds.items()}
+    return {"t2v_exact_s": entry(seconds, how, passes=passes, parts=parts, peak_gb=_rounded(peak_gigabytes()))}
+
+
+def _drawer(size: str, kind: str, tiny: bool, options: Sequence[str]) -> tuple[Pipeline, list[Request]]:
+    if not tiny:
+        model, requests = trial.asked([size, "--cond_type", kind, *options], "measure_performance")
+        return trial.drawn(model, published=True), requests
+    mesh, bundle = make_mesh(MeshShape()), random_weights.bundle_of(models_of(tiny))
+    residency = random_weights.residency(bundle, mesh, jnp.bfloat16, offload=False)
+    request = Request("-", cond_type=kind, refs=("-",) if kind != "t2v" else (), **SMALL)
+    return Pipeline.over(residency, mesh, "bf16", "auto", trial.RANDOM, progress=False), [request]
+
+
+def _texts(pipeline: Pipeline) -> Texts:
+    """Token ids in place of a prompt and a negative one: random weights have no tokenizers."""
+    start, texts = time.perf_counter(), []
+    for token in (7, 8):
+        states = []
+        for name in ("t5", "clip"):
+            ids_bl = np.full((1, pipeline.bundle.component(name).max_length), token, np.int32)
+            with pipeline.residency.on_device(name) as encoder:
+                states.append(jax.block_until_ready(encode_ids(encoder, ids_bl)))
+        texts.append(Text(states[0], states[1][1]))
+    return Texts(*texts, time.perf_counter() - start)
+
+
+def counts(size: str, runs: int, *, tiny: bool) -> Figures:
+    """Operations and bytes of the stages, by shapes alone."""
+    del runs
+    models, grid = models_of(tiny), grid_of(size, tiny=tiny)
+    config, vae_config = models["mmdit"][1], models["vae"][1]
+    model, vae = (
+        nnx.eval_shape(lambda make=make, config=config: make(config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
+        for make, config in ((MMDiT, config), (HunyuanVAE, vae_config))
+    )
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    qkv = [shape((1, grid.tokens + TEXT_TOKENS, config.num_heads, config.head_dim))] * 3
+    angles = shape((1, grid.tokens, config.head_dim // 2), dtype=jnp.float32)
+    inputs = (
+        shape((1, grid.tokens, config.in_channels)),
+        shape((1, TEXT_TOKENS, config.context_in_dim)),
+        shape((1, config.vec_in_dim)),
+        shape((1,)),
+        Rope(angles, angles),
+        shape((1, grid.tokens, config.cond_channels)),
+    )
+    z_bthwc = shape(grid.noise_shape(vae_config.latent_channels))
+    work = {
+        "attention": roofline.work_of(plain, *qkv),
+        "forward": roofline.work_of(lambda model, *inputs: model(*inputs[:5], plain, inputs[5]), model, *inputs),
+        "decode": roofline.work_of(lambda vae, z_bthwc: vae.decode(z_bthwc), vae, z_bthwc),
+    }
+    return {name: dataclasses.asdict(each) for name, each in work.items()}
+
+
+def ceilings(size: str, runs: int, *, tiny: bool) -> Figures:
+    side, bytes_read = (64, 2**16) if tiny else (8192, 2**31)
+    x = jnp.ones(bytes_read // 2, jnp.bfloat16)
+    lap = measure_attention.seconds(jax.jit(jnp.negative), [x], 10, runs)
+    rate = measure_training.matmul_rate(side, side, side, runs)
+    return {
+        "matmul_tflops": entry(rate / 1e12, f"median of {runs}: bf16 products of {side} x {side} matrices, queued"),
+        "copy_gb_per_s": entry(
+            2 * bytes_read / lap / GB, f"median of {runs}: {bytes_read} bytes read, negated, written; queued"
+        ),
+    }
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+STAGES: dict[str, Callable[..., Figures]] = {
+    "attention": attention,
+    "forward": forward,
+    "forward_fp8": functools.partial(forward, precision="fp8"),
+    "decode": decode,
+    "t2v": video,
+    "i2v": functools.partial(video, kind="i2v_head"),
+    "whole": whole,
+    "counts": counts,
+    "ceilings": ceilings,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--options", type=shlex.split, default=[], help="of `osjax generate`, for t2v, i2v and whole")
+    parser.add_argument("--tiny", action="store_true", help="tiny weights and sizes, to rehearse")
+    args = parser.parse_args()
+    stage = STAGES[args.stage]
+    if args.options:
+        stage = functools.partial(stage, options=args.options)
+    figures = stage(args.size, args.runs, tiny=args.tiny)
+    versions = {"jax": jax.__version__, "python": platform.python_version()}
+    found = {"device": jax.devices()[0].device_kind, "versions": versions, "figures": figures}
+    args.out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
