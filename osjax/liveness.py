@@ -2,10 +2,10 @@
 
 The operations are taken in the order in which they were written, each array from where it is made to where it is last
 read. Of what a compiler does only the surest is foreseen: an elementwise operation with a single reader that is
-elementwise too, or a sum, makes no array of its own, nor does a change of type or shape on the way to such readers.
-Left out are better orders, larger fusions and arrays that are overwritten in place on one side, and on the other what a
-library's convolutions and matrix products use for themselves: `osjax/preflight.py` says how far it is from what was
-measured.
+elementwise too, a border or a sum, makes no array of its own, nor does a change of type or shape or a part taken out on
+the way to such readers; a part of an array that nothing else will read is exchanged in place. Left out are better
+orders, larger fusions and other arrays that are overwritten in place on one side, and on the other what a library's
+convolutions and matrix products use for themselves: `osjax/preflight.py` says how far it is from what was measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 _VIEWS = frozenset({"reshape", "squeeze", "expand_dims", "copy", "stop_gradient", "sharding_constraint"})
-_CHEAP = frozenset({"convert_element_type", "broadcast_in_dim", "iota"}) | _VIEWS
+_CHEAP = frozenset({"convert_element_type", "broadcast_in_dim", "iota", "slice"}) | _VIEWS
 _ELEMENTWISE = _CHEAP | {
     *("add", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow", "integer_pow", "sqrt", "rsqrt"),
     *("square", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "sin", "cos", "floor"),
     *("select_n", "clamp", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "is_finite", "round"),
 }
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax"})
+_FUSED = _ELEMENTWISE | _REDUCTIONS | {"pad"}  # with what they read
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"})
 
 
@@ -76,6 +77,10 @@ def _operations(jaxpr: Any, numbers: dict[Any, int], fresh: Iterator[int]) -> It
         name = equation.primitive.name
         reads = tuple(numbers[atom] for atom in equation.invars if _is_variable(atom))
         called = _bodies(equation)
+        if name == "optimization_barrier":
+            for outer, atom in _pairs(equation.outvars, equation.invars):
+                numbers[outer] = numbers[atom] if _is_variable(atom) else next(fresh)
+            continue
         if name in _CALLS and len(called) == 1 and len(called[0].invars) == len(equation.invars):
             yield from _written_out(equation, called[0], numbers, fresh)
             continue
@@ -131,12 +136,19 @@ def _most_alive(operations: Sequence[_Operation], given: set[int], results: Sequ
         for number in operation.makes
         if number not in kept and _needs_no_array(operation, [operations[p].name for p in readers.get(number, [])])
     }
-    ends = _last_reads(operations, virtual)
+    in_place = {
+        operation.makes[0]: operation.reads[0]
+        for place, operation in enumerate(operations)
+        if operation.name == "dynamic_update_slice"
+        and operation.reads[0] not in given | kept
+        and readers[operation.reads[0]][-1] == place
+    }
+    ends = _last_reads(operations, virtual, in_place)
     ends.update(dict.fromkeys(results, len(operations)))
     sizes: Counter[int] = Counter()
     for operation in operations:
         for number, size in zip(operation.makes, operation.sizes, strict=True):
-            sizes[number] = 0 if number in virtual else size
+            sizes[number] = 0 if number in virtual or number in in_place else size
     dying: dict[int, list[int]] = {}
     for number in sizes:
         dying.setdefault(ends.get(number, -1), []).append(number)
@@ -153,19 +165,22 @@ def _most_alive(operations: Sequence[_Operation], given: set[int], results: Sequ
 def _needs_no_array(operation: _Operation, readers: Sequence[str]) -> bool:
     if operation.name in _VIEWS:
         return True
-    if operation.name not in _ELEMENTWISE or not all(each in _ELEMENTWISE | _REDUCTIONS for each in readers):
+    if operation.name not in _ELEMENTWISE or not all(each in _FUSED for each in readers):
         return False
     return len(readers) <= 1 or operation.name in _CHEAP
 
 
-def _last_reads(operations: Sequence[_Operation], virtual: set[int]) -> dict[int, int]:
-    """Where each array is read last, also through those that are none."""
+def _last_reads(operations: Sequence[_Operation], virtual: set[int], in_place: Mapping[int, int]) -> dict[int, int]:
+    """Where each array is read last, also through those that are none, or are what became of it, by `in_place`."""
     ends: dict[int, int] = {}
     for place in range(len(operations) - 1, -1, -1):
         operation = operations[place]
         through = max((ends.get(number, place) for number in operation.makes if number in virtual), default=place)
         for number in operation.reads:
             ends[number] = max(ends.get(number, -1), place, through)
+        for number in operation.makes:
+            if number in in_place:
+                ends[in_place[number]] = max(place, ends.get(number, place))
     return ends
 
 

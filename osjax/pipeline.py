@@ -27,6 +27,7 @@ from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
 from osjax.media import to_model, to_uint8
+from osjax.models.operations import operations_for
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
 from osjax.preflight import REFERENCES, Estimate, Setting, estimate
 from osjax.record import Means, record
@@ -120,9 +121,10 @@ class Pipeline:
 
         Raises OsjaxError for an attention that cannot be used here, or a model that the bundle does not have.
         """
-        width = residency.config(roles.mmdit).head_dim
-        chosen, attend = choose_attention(attention, mesh.devices.flat[0], DTYPES[dtype], width)
-        return cls(residency, Where(mesh, attend), chosen, dtype, label, progress, roles)
+        config = residency.config(roles.mmdit)
+        chosen, attend = choose_attention(attention, mesh.devices.flat[0], DTYPES[dtype], config.head_dim)
+        operations = operations_for(config, chosen, residency.precision)
+        return cls(residency, Where(mesh, attend, operations), chosen, dtype, label, progress, roles)
 
     def of_images(self) -> Pipeline:
         """A pipeline that draws single pictures with the bundle's FLUX, on the same devices and text encoders.
@@ -320,11 +322,18 @@ class Pipeline:
                 bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
                 with bar:
                     x_thwc = vae.decode(z_thwc[None], lambda done, total, bar=bar: _advance(bar, done, total))[0]
-                if not _all_finite(x_thwc):
+                finite, frames = _frames(x_thwc)
+                if not finite:
                     layer = first_bad_layer(vae, lambda vae, z_thwc=z_thwc: vae.decode(z_thwc[None]))
                     raise not_finite("the decoded frames are", layer, self.residency.dtype, _BROKEN)
-                videos.append(np.asarray(to_uint8(x_thwc)))
+                videos.append(np.asarray(frames))
         return np.stack(videos)
+
+
+@jax.jit
+def _frames(x_thwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(whether all is finite, uint8 frames), in one pass: a video in float32 is too large to make just for this."""
+    return jnp.isfinite(x_thwc).all(), to_uint8(x_thwc)
 
 
 def _all_finite(arrays: Any) -> bool:

@@ -24,9 +24,11 @@ from osjax.adapters import Adapter
 from osjax.bundle import Bundle, Component
 from osjax.checkpoint import load_component
 from osjax.errors import OsjaxError
+from osjax.kernels.convolution import choose_convolution
 from osjax.models import lora
 from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
 from osjax.models.clip import CLIPText, CLIPTextConfig
+from osjax.models.conv3d import convolved_by
 from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
@@ -208,6 +210,9 @@ class Residency:
             module = jax.device_put(_merge(module, loaded), self._sharding)
         if isinstance(module, MMDiT) and self.precision != FULL and quantizable(module):
             module = jax.device_put(_quantize(module, self.precision), self._sharding)
+        devices = self._sharding.mesh.devices
+        if isinstance(module, HunyuanVAE) and devices.size == 1:  # over several, XLA partitions it, but no kernel
+            module = convolved_by(module, choose_convolution(devices.flat[0], self.dtype))
         return module
 
     def _read(self, name: str) -> nnx.Module:

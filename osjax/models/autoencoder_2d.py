@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.conv3d import Factors
+from osjax.kernels.convolution import xla_convolution
+from osjax.models.conv3d import Factors, VideoConv
 from osjax.models.resnet_vae import Arrangement, Decoder, Encoder, posterior_latents, run_network
 from osjax.models.tiling import Progress, check_video
 
@@ -88,7 +89,7 @@ class Autoencoder2DConfig:
         )
 
 
-class FrameConv(nnx.Conv):
+class FrameConv(VideoConv):
     """A 3 x 3 convolution of each frame, with a border of zeros; strided, only behind the last row and column.
 
     A length n becomes n // 2 for a stride of 2.
@@ -97,17 +98,17 @@ class FrameConv(nnx.Conv):
     def __init__(
         self, c_in: int, c_out: int, *, stride: Factors = (1, 1, 1), rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
     ):
-        border = (0, 1) if max(stride) > 1 else (1, 1)
         super().__init__(
-            c_in,
-            c_out,
-            (3, 3),
-            strides=stride[1:],
-            padding=(border, border),
-            dtype=dtype,
-            param_dtype=dtype,
-            rngs=rngs,
+            c_in, c_out, (3, 3), strides=stride[1:], padding="VALID", dtype=dtype, param_dtype=dtype, rngs=rngs
         )
+        self.border_mode, self.stride, self.convolve = "constant", stride, xla_convolution
+
+    def _kernel(self, frames: int) -> jax.Array:
+        return self.kernel[...][None]
+
+    def _borders(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        border = (0, 1) if max(self.stride) > 1 else (1, 1)
+        return border, border
 
 
 class Autoencoder2D(nnx.Module):

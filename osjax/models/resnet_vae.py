@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from osjax.models.conv3d import Factors, group_norm, upsample_nearest_causal
+from osjax.models.conv3d import Factors, GroupNorm, VideoConv, group_norm
 from osjax.models.layers import in_range
 
 
@@ -30,7 +30,7 @@ class Arrangement:
     quant_conv: whether pointwise convolutions end the encoder and begin the decoder.
     """
 
-    conv: Callable[..., nnx.Module]
+    conv: Callable[..., VideoConv]
     act: Callable[[jax.Array], jax.Array]
     groups: int
     attention: bool
@@ -55,9 +55,13 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = _pointwise(c_in, c_out, rngs=rngs, dtype=dtype) if c_in != c_out else None
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        h_bthwc = in_range(self.conv1(self.act(self.norm1(x_bthwc))))
-        h_bthwc = self.conv2(self.act(self.norm2(h_bthwc)))
-        return in_range(h_bthwc + (x_bthwc if self.conv_shortcut is None else self.conv_shortcut(x_bthwc)))
+        residual_bthwc = x_bthwc if self.conv_shortcut is None else self.conv_shortcut(x_bthwc)
+        h_bthwc = in_range(self.conv1(x_bthwc, before=self._activated(self.norm1, x_bthwc)))
+        return in_range(self.conv2(h_bthwc, residual_bthwc, before=self._activated(self.norm2, h_bthwc)))
+
+    def _activated(self, norm: GroupNorm, x_bthwc: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        normalised = norm.fitted(x_bthwc)
+        return lambda x_bthwc: self.act(normalised(x_bthwc))
 
 
 class FrameCausalAttention(nnx.Module):
@@ -127,7 +131,7 @@ class Level(nnx.Module):
             x_bthwc = resnet(x_bthwc)
         if self.resample is None:
             return x_bthwc
-        return in_range(self.resample(upsample_nearest_causal(x_bthwc, self.up)))
+        return in_range(self.resample.of_upsampled(x_bthwc, self.up) if max(self.up) > 1 else self.resample(x_bthwc))
 
 
 class Encoder(nnx.Module):

@@ -36,6 +36,9 @@ VAE = HunyuanVAEConfig(block_out_channels=(32, 64, 64, 64), layers_per_block=1)
         (lambda x: jnp.square(x).sum(), 1e-4),
         (lambda x: (x @ x, x @ x), 2),
         (jax.jit(lambda x: (x @ x) @ x), 2),
+        (lambda x: jax.lax.dynamic_update_slice(x @ x, x[:1], (0, 0)), 1.01),  # a row is exchanged in place
+        (lambda x: jax.lax.dynamic_update_slice(x, x[:1], (0, 0)), 1.01),  # but not of what is given
+        (lambda x: jax.lax.optimization_barrier((x @ x, x))[0] @ x, 2),
         (lambda x: jax.lax.fori_loop(0, 3, lambda _, y: y @ x, x), 2),  # what comes in and what is made of it
     ],
 )

@@ -63,10 +63,10 @@ def stage(name, **options):
 
 @pytest.mark.parametrize(
     ("name", "resolution", "measured"),
-    [("denoise", "256px", 24.6), ("denoise", "768px", 29.2), ("decode", "256px", 17)],
+    [("denoise", "256px", 24.6), ("denoise", "768px", 29.2), ("decode", "256px", 8.7)],
 )
 def test_it_is_a_little_above_what_was_measured(name, resolution, measured):
-    """On one H100, docs/performance.md."""
+    """On one H100, docs/performance.md; of decoding, what the compiler planned for a tile there, and its weights."""
     assert measured <= stage(name, resolution=resolution).total <= 1.1 * measured
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from osjax import residency as residency_module
 from osjax.bundle import read_bundle
 from osjax.errors import OsjaxError
 from osjax.models.quantized import PRECISIONS
@@ -141,3 +142,15 @@ def test_where_no_more_can_be_locked_ordinary_memory_does(monkeypatch):
     there = host_memory.to_host([given])
     assert isinstance(there[0], np.ndarray)
     np.testing.assert_array_equal(host_memory.to_devices(there, sharding)[0], np.arange(6.0))
+
+
+@pytest.mark.parametrize(("mesh", "there"), [("data=1,seq=1", True), ("data=2,seq=1", False)])
+def test_the_autoencoder_gets_the_convolution_of_a_single_device(monkeypatch, mesh, there):
+    def other(*_):
+        raise AssertionError("never run")
+
+    asked = []
+    monkeypatch.setattr(residency_module, "choose_convolution", lambda *what: asked.append(what) or other)
+    with residency(mesh=mesh).on_device("vae") as vae:
+        assert (vae.decoder.conv_in.convolve is other) == there
+    assert asked == ([(jax.devices()[0], jnp.bfloat16)] if there else [])

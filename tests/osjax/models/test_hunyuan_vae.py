@@ -96,11 +96,19 @@ def test_other_arrangements_have_the_shapes_of_their_ratios(changes):
     assert jax.eval_shape(lambda m, z: m.decode(z), model, z).shape == (*x.shape[:-1], config.out_channels)
 
 
+class NoNorm(nnx.Module):
+    def __call__(self, x):
+        return x
+
+    def fitted(self, _):
+        return self
+
+
 @pytest.fixture(scope="module")
 def without_norms():
     """Group norms average over time, all else is causal: so causality shows in a model whose norms do nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet_vae, "group_norm", lambda *args, **kwargs: lambda x: x)
+        patch.setattr(resnet_vae, "group_norm", lambda *args, **kwargs: NoNorm())
         return build()
 
 
