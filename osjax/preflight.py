@@ -2,10 +2,10 @@
 
 Weights are counted off the bundle's manifest. What a stage makes beside them is read off the trace of the very function
 that the pipeline runs (`osjax/liveness.py`), on shapes alone; a tenth is added for what libraries use for themselves.
-How close it is, for the published model in bf16 on one H100 (docs/performance.md): 256px 25.2 GB where 24.6 were
-measured, 768px 30.6 where 29.2 were, decoding 256px 18.4 where 17 were. Nothing was measured of text encoding, encoding
-references, meshes of several devices, step caching, the high-compression model, or decoding at 768px. CPUs compute
-convolutions of 16 bits in float32 and need more than it says.
+How close it is, for the published model in bf16 on one H100 (docs/performance.md): 256px 25.0 GB where 24.6 were
+measured, 768px 30.7 where 29.2 were, decoding 256px 9.5 where the compiler planned 8.7. Nothing was measured of text
+encoding, encoding references, meshes of several devices, step caching, the high-compression model, or decoding at
+768px. CPUs compute convolutions of 16 bits in float32 and need more than it says.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from osjax.kernels.attention_ref import reference_attention
 from osjax.liveness import peak_bytes, tree_bytes
 from osjax.media import to_uint8
 from osjax.models.mmdit import MMDiT
+from osjax.models.operations import FOR_SAMPLING
 from osjax.models.quantized import FULL, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
@@ -256,6 +257,7 @@ def _denoise_bytes(
     where = Where(
         AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)),
         _traced_attention(attention),
+        FOR_SAMPLING,
     )
     step = functools.partial(euler_step, sequence=sequence, where=where)
     return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype, precision), *inputs)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from osjax.errors import OsjaxError
-from osjax.models.layers import MLPEmbedder, RMSNorm, in_range, layer_norm, stack_blocks, timestep_embedding
-from osjax.models.rope import Rope, after_text, rotate
+from osjax.models.layers import MLPEmbedder, RMSNorm, layer_norm, stack_blocks, timestep_embedding
+from osjax.models.operations import BY_XLA, Operations
+from osjax.models.rope import Rope, after_text
 
 Streams = tuple[jax.Array, jax.Array]
 JointAttention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -121,9 +122,6 @@ class Stream(nnx.Module):
         self.mlp_in = nnx.Linear(size, config.mlp_hidden, **kwargs)
         self.mlp_out = nnx.Linear(config.mlp_hidden, size, **kwargs)
 
-    def mlp(self, x_bnf: jax.Array) -> jax.Array:
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(x_bnf), approximate=True))
-
 
 class DoubleBlock(nnx.Module):
     """Text and image keep weights of their own and meet in one attention."""
@@ -133,25 +131,38 @@ class DoubleBlock(nnx.Module):
         self.txt = Stream(config, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, img_bnf: jax.Array, txt_blf: jax.Array, vec_bf: jax.Array, rope: Rope, attention: JointAttention
+        self,
+        img_bnf: jax.Array,
+        txt_blf: jax.Array,
+        vec_bf: jax.Array,
+        rope: Rope,
+        attention: JointAttention,
+        operations: Operations = BY_XLA,
     ) -> tuple[jax.Array, jax.Array]:
         img_mod, txt_mod = self.img.mod(vec_bf), self.txt.mod(vec_bf)
-        txt_qkv = self.txt.qkv(modulated(txt_blf, *txt_mod[:2]))
-        img_q, img_k, img_v = self.img.qkv(modulated(img_bnf, *img_mod[:2]))
-        img_qkv = rotate(img_q, rope), rotate(img_k, rope), img_v
+        txt_qkv = operations.heads(modulated(txt_blf, *txt_mod[:2]), self.txt.qkv, None)
+        img_qkv = operations.heads(modulated(img_bnf, *img_mod[:2]), self.img.qkv, rope)
         joint_bmf = merge_heads(
             attention(*(jnp.concatenate(pair, axis=1) for pair in zip(txt_qkv, img_qkv, strict=True)))
         )
-        txt_attended, img_attended = jnp.split(joint_bmf, [txt_blf.shape[1]], axis=1)
+        finish = functools.partial(self._finish, joint_bmf, operations)
         return (
-            self._finish(self.img, img_bnf, img_attended, img_mod),
-            self._finish(self.txt, txt_blf, txt_attended, txt_mod),
+            finish(self.img, img_bnf, img_mod, first_row=txt_blf.shape[1]),
+            finish(self.txt, txt_blf, txt_mod, first_row=0),
         )
 
     @staticmethod
-    def _finish(stream: Stream, x_bnf: jax.Array, attended_bnf: jax.Array, mod: list[jax.Array]) -> jax.Array:
-        x_bnf = in_range(x_bnf + mod[2][:, None] * stream.proj(attended_bnf))
-        return in_range(x_bnf + mod[5][:, None] * stream.mlp(modulated(x_bnf, mod[3], mod[4])))
+    def _finish(
+        joint_bmf: jax.Array,
+        operations: Operations,
+        stream: Stream,
+        x_bnf: jax.Array,
+        mod: list[jax.Array],
+        first_row: int,
+    ) -> jax.Array:
+        x_bnf = operations.added(x_bnf, mod[2], stream.proj, [joint_bmf], first_row)
+        hidden = operations.hidden(modulated(x_bnf, mod[3], mod[4]), stream.mlp_in)
+        return operations.added(x_bnf, mod[5], stream.mlp_out, [hidden])
 
 
 class SingleBlock(nnx.Module):
@@ -164,13 +175,19 @@ class SingleBlock(nnx.Module):
         self.mlp_in = nnx.Linear(size, config.mlp_hidden, **kwargs)
         self.out = nnx.Linear(size + config.mlp_hidden, size, **kwargs)
 
-    def __call__(self, x_bmf: jax.Array, vec_bf: jax.Array, rope: Rope, attention: JointAttention) -> jax.Array:
+    def __call__(
+        self,
+        x_bmf: jax.Array,
+        vec_bf: jax.Array,
+        rope: Rope,
+        attention: JointAttention,
+        operations: Operations = BY_XLA,
+    ) -> jax.Array:
         shift, scale, gate = self.mod(vec_bf)
         y_bmf = modulated(x_bmf, shift, scale)
-        q, k, v = self.qkv(y_bmf)
-        attended_bmf = merge_heads(attention(rotate(q, rope), rotate(k, rope), v))
-        mlp = jax.nn.gelu(self.mlp_in(y_bmf), approximate=True)
-        return in_range(x_bmf + gate[:, None] * self.out(jnp.concatenate([attended_bmf, mlp], axis=-1)))
+        attended_bmf = merge_heads(attention(*operations.heads(y_bmf, self.qkv, rope)))
+        hidden = operations.hidden(y_bmf, self.mlp_in)
+        return operations.added(x_bmf, gate, self.out, [attended_bmf, hidden])
 
 
 class FinalLayer(nnx.Module):
@@ -237,15 +254,18 @@ class MMDiT(nnx.Module):
         guidance_b: jax.Array | None = None,
         *,
         remat: Remat = False,
+        operations: Operations = BY_XLA,
     ) -> jax.Array:
         """Velocity [B, N, C] of the tokens `img_bnc` [B, N, C] at time `t_b` [B] in [0, 1].
 
         txt [B, L, context_in_dim], vec [B, vec_in_dim], cond [B, N, C + patch²] (mask first), guidance [B]; `rope` over
         the N image tokens; `attention(q, k, v)` on [B, L + N, H, D] each, text tokens first. `remat` keeps only what
         enters each block for the backward pass, and computes the block again there; a policy may keep more.
+        `operations`: how blocks multiply.
         """
         img_bnf, txt_blf, vec_bf = self.embed(img_bnc, txt_blc, vec_bp, t_b, cond_bnc, guidance_b)
-        return self.final_layer(self.blocks(img_bnf, txt_blf, vec_bf, rope, attention, remat=remat), vec_bf)
+        x_bnf = self.blocks(img_bnf, txt_blf, vec_bf, rope, attention, remat=remat, operations=operations)
+        return self.final_layer(x_bnf, vec_bf)
 
     def blocks(
         self,
@@ -256,23 +276,24 @@ class MMDiT(nnx.Module):
         attention: JointAttention,
         *,
         remat: Remat = False,
+        operations: Operations = BY_XLA,
     ) -> jax.Array:
         """The image stream [B, N, F] behind the last block, of what `embed` gives."""
         kept = functools.partial(_recomputed, remat=remat)
 
         @kept
         def double(streams: Streams, block: DoubleBlock) -> tuple[Streams, None]:
-            return block(*streams, vec_bf, rope, attention), None
+            return block(*streams, vec_bf, rope, attention, operations), None
 
-        (img_bnf, txt_blf), _ = jax.lax.scan(double, (img_bnf, txt_blf), self.double_blocks)
+        img_bnf, txt_blf = operations.scan(double, (img_bnf, txt_blf), self.double_blocks, vec_bf)
         text_length = txt_blf.shape[1]
         joint_rope = after_text(rope, text_length)
 
         @kept
         def single(x_bmf: jax.Array, block: SingleBlock) -> tuple[jax.Array, None]:
-            return block(x_bmf, vec_bf, joint_rope, attention), None
+            return block(x_bmf, vec_bf, joint_rope, attention, operations), None
 
-        x_bmf, _ = jax.lax.scan(single, jnp.concatenate([txt_blf, img_bnf], axis=1), self.single_blocks)
+        x_bmf = operations.scan(single, jnp.concatenate([txt_blf, img_bnf], axis=1), self.single_blocks, vec_bf)
         return x_bmf[:, text_length:]
 
 

@@ -13,6 +13,8 @@ L layers of a stacked projection (other projections lack the axis), F input feat
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +29,7 @@ PRECISIONS = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 NAMES = (FULL, *PRECISIONS)
 _FP8_SINCE = (8, 9)  # compute capability: Ada, then Hopper
 _BLOCKS = ("double_blocks.", "single_blocks.")
-_MODULATION = ".mod.lin"
+MODULATION = ".mod.lin"  # how the names of projections end that stay as they are
 
 
 class Rounded(NamedTuple):
@@ -64,14 +66,21 @@ class QuantizedLinear(nnx.Module):
 def rounded(x: jax.Array, dtype: jnp.dtype) -> Rounded:
     """x [..., F] in 8 bits, each row of its last axis scaled so that its largest number is the type's. A row of zeros
     stays one; one that holds what is not finite has a scale or numbers that are not, so that it shows."""
+    (values,), scale = rounded_side_by_side([x], dtype)
+    return Rounded(values, scale)
+
+
+def rounded_side_by_side(parts: Sequence[jax.Array], dtype: jnp.dtype) -> tuple[list[jax.Array], jax.Array]:
+    """`rounded` of the parts [..., F1], [..., F2], … as if their rows were joined: (values of each, their scale)."""
     whole = jnp.issubdtype(dtype, jnp.integer)
     largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
-    x = x.astype(jnp.float32)
     least = float(jnp.finfo(jnp.float32).tiny)  # what is below is 0 to some devices, and no divisor
-    scale = jnp.maximum(jnp.abs(x).max(axis=-1) / largest, least)
-    x = x / scale[..., None]
+    wide = [x.astype(jnp.float32) for x in parts]
+    peak = functools.reduce(jnp.maximum, [jnp.abs(x).max(axis=-1) for x in wide])
+    scale = jnp.maximum(peak / largest, least)
+    scaled = [x / scale[..., None] for x in wide]
     # What a division rounds up beyond the largest number would be not a number in e4m3.
-    return Rounded(jnp.clip(jnp.round(x) if whole else x, -largest, largest).astype(dtype), scale)
+    return [jnp.clip(jnp.round(x) if whole else x, -largest, largest).astype(dtype) for x in scaled], scale
 
 
 def checked(precision: str, device: jax.Device) -> str:
@@ -103,7 +112,7 @@ def rounded_kernel(kernel: jax.Array, outputs: int, precision: str) -> Rounded:
 def quantizable(model: nnx.Module) -> tuple[str, ...]:
     """Names of the projections that `quantize` exchanges; none of a model whose blocks are in 8 bits already."""
     return tuple(
-        name for name in projections(model) if name.startswith(_BLOCKS) and not f".{name}".endswith(_MODULATION)
+        name for name in projections(model) if name.startswith(_BLOCKS) and not f".{name}".endswith(MODULATION)
     )
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from osjax.models.mmdit import JointAttention, MMDiT
+from osjax.models.operations import BY_XLA, Operations
 from osjax.models.rope import Rope
 
 
@@ -64,6 +65,7 @@ def cached_forward(
     embedded: tuple[jax.Array, jax.Array, jax.Array],
     rope: Rope,
     attention: JointAttention,
+    operations: Operations = BY_XLA,
 ) -> tuple[jax.Array, Kept, jax.Array]:
     """(velocity [B, N, C], what is kept now, whether all blocks were computed).
 
@@ -73,7 +75,7 @@ def cached_forward(
     """
     img_bnf, txt_blf, vec_bf = embedded
     block = jax.tree.map(lambda leaf: leaf[0], model.double_blocks)
-    after_bnf, _ = block(img_bnf, txt_blf, vec_bf, rope, attention)
+    after_bnf, _ = block(img_bnf, txt_blf, vec_bf, rope, attention, operations)
     first_bnf = after_bnf - img_bnf
 
     def size(x_bnf: jax.Array) -> jax.Array:
@@ -83,7 +85,7 @@ def cached_forward(
     full = ~kept.known | (change >= limit)
 
     def compute() -> tuple[jax.Array, Kept]:
-        x_bnf = model.blocks(img_bnf, txt_blf, vec_bf, rope, attention)
+        x_bnf = model.blocks(img_bnf, txt_blf, vec_bf, rope, attention, operations=operations)
         return x_bnf, Kept(first_bnf, x_bnf - after_bnf, jnp.ones_like(kept.known))
 
     def add_again() -> tuple[jax.Array, Kept]:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from osjax.diagnose import first_bad_layer, not_finite
 from osjax.kernels.attention import Attention
 from osjax.models.mmdit import MMDiT
+from osjax.models.operations import BY_XLA, Operations
 from osjax.models.rope import Rope
 from osjax.parallel.specs import SPECS
 from osjax.parallel.ulysses import JointSequence, ulysses_attention
@@ -36,10 +37,12 @@ class Branches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """Where the loop runs: the mesh, and the attention of one device. Hashable, so it keys the compiled step."""
+    """Where the loop runs: the mesh, the attention of one device, and how blocks multiply there. Hashable, so it keys
+    the compiled step."""
 
     mesh: Mesh
     attend: Attention
+    operations: Operations = BY_XLA
 
 
 # Inside a step: the guided sum of velocities so far, what is kept of every branch, and how many were computed in full.
@@ -187,10 +190,11 @@ def _sharded_forward(
 
     def forward(model, kept, limit, valid_bn, x_bnc, txt_blc, vec_bp, time_b, rope, cond_bnc, guidance_b):
         if not cached:
-            velocity_bnc = model(x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b)
+            given = x_bnc, txt_blc, vec_bp, time_b, rope, attention, cond_bnc, guidance_b
+            velocity_bnc = model(*given, operations=where.operations)
             return velocity_bnc, None, jnp.ones((), bool)
         embedded = model.embed(x_bnc, txt_blc, vec_bp, time_b, cond_bnc, guidance_b)
-        return cached_forward(model, kept, limit, valid_bn, everywhere, embedded, rope, attention)
+        return cached_forward(model, kept, limit, valid_bn, everywhere, embedded, rope, attention, where.operations)
 
     tokens = SPECS.tokens_bnc
     kept = None if not cached else Kept(tokens, tokens, SPECS.everywhere)

@@ -1,0 +1,118 @@
+"""What blocks do beside attention: which implementation a model gets, that kernels lower for it and copy no weights,
+and on a Hopper GPU that both agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from osjax.diagnose import first_bad_layer
+from osjax.kernels.attention_ref import reference_attention
+from osjax.models.mmdit import MMDiT, MMDiTConfig
+from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, Operations, operations_for
+from osjax.models.quantized import quantize
+from osjax.models.rngs import ModuleRngs
+from osjax.models.rope import Rope, rope_table
+from tests.osjax.kernels.hopper import hopper
+
+CONFIG = MMDiTConfig(
+    vec_in_dim=32, context_in_dim=48, hidden_size=256, num_heads=2, depth=2, depth_single_blocks=3, mlp_ratio=3.0
+)
+TEXT, GRID = 20, (2, 5, 6)
+TOKENS = int(np.prod(GRID))
+
+
+def model(precision: str) -> MMDiT:
+    return quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.bfloat16), precision)
+
+
+def forward(mmdit: MMDiT, *inputs: jax.Array, operations: Operations) -> jax.Array:
+    img_bnc, txt_blc, vec_bp, t_b, cos, sin, cond_bnc = inputs
+    rope = Rope(cos, sin)
+    return mmdit(img_bnc, txt_blc, vec_bp, t_b, rope, reference_attention, cond_bnc, operations=operations)
+
+
+def inputs() -> list[jax.Array]:
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)  # noqa: E731
+    ids = np.stack(np.meshgrid(*map(np.arange, GRID), indexing="ij"), -1).reshape(1, TOKENS, 3)
+    rope = rope_table(ids, CONFIG.axes_dim, CONFIG.theta)
+    shapes = [(2, TOKENS, CONFIG.in_channels), (2, TEXT, 48), (2, 32)]
+    found = [draw(seed, *shape) for seed, shape in enumerate(shapes)]
+    return [*found, jnp.full((2,), 0.5), *map(jnp.asarray, rope), draw(3, 2, TOKENS, CONFIG.cond_channels)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention", "precision", "chosen"),
+    [
+        ({}, "pallas", "fp8", BY_KERNELS),
+        ({}, "pallas", "full", FOR_SAMPLING),
+        ({}, "pallas", "int8", FOR_SAMPLING),
+        ({}, "cudnn", "fp8", FOR_SAMPLING),
+        ({}, "xla", "fp8", FOR_SAMPLING),
+        ({"num_heads": 48, "axes_dim": (16, 24, 24)}, "pallas", "fp8", FOR_SAMPLING),  # heads of 64
+        ({"hidden_size": 384, "num_heads": 3}, "pallas", "fp8", FOR_SAMPLING),  # three heads are no whole tiles
+        ({"mlp_ratio": 4.01}, "pallas", "fp8", FOR_SAMPLING),
+    ],
+)
+def test_a_model_gets_kernels_if_they_know_its_sizes(
+    changes: dict, attention: str, precision: str, chosen: Operations
+) -> None:
+    assert operations_for(dataclasses.replace(MMDiTConfig(), **changes), attention, precision) is chosen
+
+
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_kernels_lower_for_cuda_and_no_weights_are_copied_out_of_their_stack(precision: str) -> None:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs())
+    abstract = nnx.eval_shape(lambda: model(precision))
+
+    def sliced(operations: Operations) -> int:
+        traced = jax.jit(functools.partial(forward, operations=operations)).trace(abstract, *shapes)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert ("mosaic_gpu" in text) == (operations is BY_KERNELS)
+        lines = [line for line in text.splitlines() if "stablehlo.dynamic_slice" in line]
+        sizes = [int(np.prod([int(n) for n in line.split("tensor<")[-1].split("x")[:-1]])) for line in lines]
+        return sum(size for size in sizes if size >= CONFIG.hidden_size**2)  # weights, and no biases
+
+    assert sliced(BY_XLA) > CONFIG.hidden_size**2
+    assert sliced(BY_KERNELS) == 0
+
+
+# Sums of 256 float32 products in another order. In fp8 a difference may round an activation to the other side, 2^-4 of
+# it.
+@pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-5), ("int8", 1e-5), ("fp8", 0.02)])
+def test_modulations_of_all_layers_at_once_are_those_of_each(precision: str, tolerance: float) -> None:
+    mmdit = quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.float32), precision)
+    given = [each.astype(jnp.float32) for each in inputs()]
+    each, at_once = (
+        jax.jit(functools.partial(forward, operations=operations))(mmdit, *given)
+        for operations in (BY_XLA, FOR_SAMPLING)
+    )
+    assert jnp.linalg.norm(at_once - each) / jnp.linalg.norm(each) < tolerance
+
+
+@pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_kernels_agree_with_xla(precision: str) -> None:
+    mmdit, given = model(precision), inputs()
+    by_xla, by_kernels = (
+        jax.jit(functools.partial(forward, operations=each))(mmdit, *given) for each in (BY_XLA, BY_KERNELS)
+    )
+    # Both round activations to bfloat16 (2^-9) at other places, five blocks deep; in fp8 a rounding that falls to the
+    # other side moves an activation by 2^-4 of itself.
+    error = jnp.linalg.norm((by_xla - by_kernels).astype(jnp.float32)) / jnp.linalg.norm(by_xla.astype(jnp.float32))
+    assert error < (0.02 if precision == "full" else 0.06)
+
+
+@pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU")
+def test_a_layer_that_is_not_finite_is_found_through_kernels() -> None:
+    mmdit, given = model("full"), inputs()
+    kernel = mmdit.single_blocks.mlp_in.kernel
+    kernel[...] = kernel[...].at[1, 0, 0].set(jnp.inf)
+    run = jax.jit(functools.partial(forward, operations=BY_KERNELS))
+    assert first_bad_layer(mmdit, lambda watched: run(watched, *given)) == "in single block 2"
