@@ -57,6 +57,8 @@ class Provenance:
     forward_passes: of the transformer, those computed in full.
     precision: of the transformer's blocks, full or in 8 bits; approximate: whether they are in 8 bits or forward passes
     were cut short (the request's `speed`), so that this is near the exact video.
+    xla_flags: what the compiler was told beyond its defaults, without values that are places on a disk; compiled_kept:
+    whether programs were kept from run to run, so that `seconds` may hold no compiling.
     frames_sha256: of the uint8 frames before encoding ([T, H, W, 3], row-major); equal digests are equal pictures.
     """
 
@@ -88,6 +90,8 @@ class Provenance:
     loras: tuple[UsedLoRA, ...] = ()
     precision: str = "full"
     approximate: bool = False
+    xla_flags: str = ""
+    compiled_kept: bool = False
     frames_sha256: str = ""
 
     def to_json(self) -> str:

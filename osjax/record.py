@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -14,6 +15,8 @@ from osjax import provenance
 from osjax.models.quantized import FULL
 from osjax.request import EXACT, Request
 from osjax.roles import Roles, prompt_used, sampling_options
+
+_PLACE = frozenset("/\\~$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,4 +76,12 @@ def record(
         loras=means.loras,
         precision=means.precision,
         approximate=request.speed != EXACT or means.precision != FULL,
+        xla_flags=told_flags(os.environ.get("XLA_FLAGS", "")),
+        compiled_kept=bool(jax.config.jax_compilation_cache_dir),
     )
+
+
+def told_flags(flags: str) -> str:
+    """XLA_FLAGS in their order, separated by blanks; what is a place on a disk, or might be, is left out."""
+    parts = [flag.partition("=") for flag in flags.split() if flag.startswith("--")]
+    return " ".join(name if _PLACE & set(value) else f"{name}{sign}{value}" for name, sign, value in parts)
