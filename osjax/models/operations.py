@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from osjax.kernels.matmul_sm90 import HEAD, Added, Heads, Scales, Tile, matmul
+from osjax.kernels.epilogues import HEAD, Added, Heads, Scales
+from osjax.kernels.matmul_sm90 import matmul
+from osjax.kernels.matmul_tiles import Tile
 from osjax.models.layers import in_range
 from osjax.models.projections import Module, Projection, at, copied, put
 from osjax.models.quantized import MODULATION, QuantizedLinear, rounded_side_by_side

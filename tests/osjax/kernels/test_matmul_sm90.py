@@ -16,7 +16,9 @@ import pytest
 
 from osjax.errors import OsjaxError
 from osjax.kernels import matmul_sm90
-from osjax.kernels.matmul_sm90 import Added, Heads, Scales, Tile, matmul, measured_best
+from osjax.kernels.epilogues import Added, Heads, Scales
+from osjax.kernels.matmul_sm90 import matmul
+from osjax.kernels.matmul_tiles import Tile, measured_best
 from osjax.models.quantized import rounded
 from tests.osjax.kernels.hopper import hopper, interpreted
 
