@@ -3,7 +3,9 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,6 +28,21 @@ LONGEST = ("test_loop", "test_notebooks", "test_autoencoders", "test_main_job", 
 # How long an example takes says nothing on a machine that others use too; the suite times nothing.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+# Every program that was compiled keeps areas of memory mapped, of which Linux allows a process 65,530 by default; with
+# more the compiler crashes. A worker that runs half of the suite gets there.
+MAPPED_AT_MOST = 20_000
+MAPS = Path("/proc/self/maps")
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between files, lets go of what was compiled, if it has become much."""
+    if nextitem is None or nextitem.path == item.path or "jax" not in sys.modules or not MAPS.exists():
+        return
+    with MAPS.open("rb") as maps:
+        if sum(1 for _ in maps) > MAPPED_AT_MOST:
+            sys.modules["jax"].clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
