@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from osjax.liveness import bodies
+
 _OPAQUE = frozenset({"pallas_call", "core_map", "pure_callback", "io_callback", "ffi_call", "custom_call"})
 
 
@@ -78,22 +80,12 @@ def _equation_operations(equation: Any) -> int:
         return 2 * _size(equation.outvars[0]) * math.prod(kernel[dim] for dim in layout[1:])  # [0]: output channels
     if name in _OPAQUE:
         raise ValueError(f"what {name} computes is not in the trace: trace plain JAX in its place")
-    inside = [_operations(body) for body in _bodies(equation)]
+    inside = [_operations(body) for body in bodies(equation)]
     if name == "while" and any(inside):
         raise ValueError("a loop of unknown length computes products: trace one whose length is known")
     if name == "cond":
         return max(inside)
     return sum(inside) * (equation.params["length"] if name == "scan" else 1)
-
-
-def _bodies(equation: Any) -> list[Any]:
-    found = []
-    for value in equation.params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            each = getattr(each, "jaxpr", each)
-            if hasattr(each, "eqns"):
-                found.append(each)
-    return found
 
 
 def _size(variable: Any) -> int:

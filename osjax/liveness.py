@@ -76,7 +76,7 @@ def _operations(jaxpr: Any, numbers: dict[Any, int], fresh: Iterator[int]) -> It
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         reads = tuple(numbers[atom] for atom in equation.invars if _is_variable(atom))
-        called = _bodies(equation)
+        called = bodies(equation)
         if name == "optimization_barrier":
             for outer, atom in _pairs(equation.outvars, equation.invars):
                 numbers[outer] = numbers[atom] if _is_variable(atom) else next(fresh)
@@ -114,7 +114,8 @@ def _entering(equation: Any, body: Any) -> int:
     return 0
 
 
-def _bodies(equation: Any) -> list[Any]:
+def bodies(equation: Any) -> list[Any]:
+    """The jaxprs that an equation of a jaxpr holds: of its branches, its loop, or what it calls."""
     found = []
     for value in equation.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):

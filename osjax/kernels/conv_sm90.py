@@ -26,15 +26,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from osjax.errors import OsjaxError
+from osjax.kernels.hopper import CONSUMER_REGISTERS, PRODUCER_REGISTERS, SHARED_BYTES, multiprocessors
 
 ROWS = 64  # pixels of one product: the rows of a wgmma instruction
 CONSUMERS = 2
 PANEL = 64  # channels of a shared-memory panel: 128 bytes of a 16-bit type, the widest swizzle
 ALIGNED = 8  # channels: the copy engine wants rows of whole 16 bytes
-BLOCKS = 132  # multiprocessors of an H100 or H200; where there are fewer, the last blocks come in a second wave
-SHARED_BYTES = 227 * 1024  # what one block may use on Hopper
 OTHER_SHARED_BYTES = 1024  # barriers
-CONSUMER_REGISTERS, PRODUCER_REGISTERS = 240, 24  # per thread; 3 · 128 threads share 65 536
 TILE_REGISTERS = 192  # the most that sums may take of a consumer's
 
 
@@ -226,7 +224,7 @@ def conv3d(
     out_type = jax.ShapeDtypeStruct((*wanted[:4], pl.cdiv(wanted[4], ALIGNED) * ALIGNED), x.dtype)
     problem = Problem(tiles, kernel_dhwio.shape[:3], x.shape[-1], out_type.shape, x.dtype)
     count = math.prod(problem.grid)
-    blocks = min(BLOCKS, count)
+    blocks = min(multiprocessors(), count)
 
     def conv_sm90(x_gmem: Any, weights_gmem: Any, bias_gmem: Any, *rest: Any) -> None:
         *residual_gmem, out_gmem, scratch = rest

@@ -23,13 +23,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from osjax.errors import OsjaxError
+from osjax.kernels.hopper import CONSUMER_REGISTERS, PRODUCER_REGISTERS, SHARED_BYTES
 
 ROWS = 64  # query rows of one consumer: the rows of a wgmma instruction
 CONSUMERS = 2
 PANEL = 64  # columns of a shared-memory panel: 128 bytes of a 16-bit type, the widest swizzle
-SHARED_BYTES = 227 * 1024  # what one block may use on Hopper
 OTHER_SHARED_BYTES = 1024  # barriers and log-sum-exp
-CONSUMER_REGISTERS, PRODUCER_REGISTERS = 240, 24  # per thread; 3 · 128 threads share 65 536
 TILE_REGISTERS = 208  # the most that scores, weights and output may take of a consumer's before it spills
 
 

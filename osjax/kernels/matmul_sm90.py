@@ -39,11 +39,10 @@ from osjax.kernels.epilogues import (
     rotated,
     stored,
 )
+from osjax.kernels.hopper import CONSUMER_REGISTERS, PRODUCER_REGISTERS
 from osjax.kernels.matmul_tiles import CONSUMERS, DEPTH_BYTES, PANEL, Problem, Scratch, Tile, measured_best
 
 STEPS_BEFORE_ASIDE = 8  # along K, after which what a tile needs beside its product is fetched
-CONSUMER_REGISTERS, PRODUCER_REGISTERS = 240, 24
-HOPPER_MULTIPROCESSORS = 132
 
 
 def matmul(
@@ -87,9 +86,8 @@ def matmul(
     tiles_m, tiles_n = pl.cdiv(count, tile.all_rows), features // tile.columns
     paired = tile.share == "columns" or tiles_n % 2 == 0
     steps = tuple(width // depth for width in widths)
-    problem = Problem(tile, dtype, out_dtype, batch, steps, first_row, tiles_m, tiles_n, paired, 0)
-    clusters = min(problem.total, multiprocessors() // (2 if paired else 1))
-    problem = dataclasses.replace(problem, clusters=clusters)
+    problem = Problem(tile, dtype, out_dtype, batch, steps, first_row, tiles_m, tiles_n, paired)
+    clusters = problem.clusters
     operands = [*inputs, kernel_lkn, layer.reshape(1).astype(jnp.int32), bias_n.astype(jnp.float32)]
     aside = 1
     behind = (0, (tiles_m + 1) * tile.all_rows - count)
@@ -139,12 +137,6 @@ def matmul(
         ),
     )(*operands)
     return tuple(found) if outputs > 1 else found[0]
-
-
-def multiprocessors() -> int:
-    """Of the device; of an H100 where there is no GPU, as when lowering on a CPU."""
-    device = jax.devices()[0]
-    return device.core_count if device.platform == "gpu" else HOPPER_MULTIPROCESSORS
 
 
 def produce(problem: Problem, rounds: jax.Array, sources: Sequence[Any], kernel: Any, scratch: Scratch) -> None:

@@ -16,12 +16,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from osjax.errors import OsjaxError
 from osjax.kernels.epilogues import HEAD, PIECE
+from osjax.kernels.hopper import SHARED_BYTES, multiprocessors
 
 CONSUMERS = 2
 PANEL = 64  # columns of the result that are copied at once: 128 bytes, the widest swizzle
 DEPTH_BYTES = 128  # of a row of inputs in shared memory, likewise
 VECTORS = 3  # along the columns: bias, scale of 8 bits, and gate or scale of a norm
-SHARED_BYTES = 227 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Scratch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is fixed when the kernel is traced. steps: along K, of each input; clusters: that run at once."""
+    """What is fixed when the kernel is traced. steps: along K, of each input; paired: whether two blocks form a
+    cluster."""
 
     tile: Tile
     dtype: jnp.dtype
@@ -89,7 +90,6 @@ class Problem:
     tiles_m: int
     tiles_n: int
     paired: bool
-    clusters: int
 
     @property
     def depth(self) -> int:
@@ -102,6 +102,11 @@ class Problem:
         if not self.paired:
             return self.tiles_m, self.tiles_n
         return (self.tiles_m, self.tiles_n // 2) if self.tile.share == "rows" else (-(-self.tiles_m // 2), self.tiles_n)
+
+    @property
+    def clusters(self) -> int:
+        """That run at once, or single blocks."""
+        return min(self.total, multiprocessors() // (2 if self.paired else 1))
 
     @property
     def total(self) -> int:

@@ -6,6 +6,7 @@ added after them, and a large array is worked through a few frames at a time.
 
 from __future__ import annotations
 
+import abc
 import functools
 import itertools
 import math
@@ -97,13 +98,13 @@ class VideoConv(nnx.Conv):
 
         return _in_turn(frames, x_bthwc, math.prod(factors) * x_bthwc.size, time)
 
+    @abc.abstractmethod
     def _kernel(self, frames: int) -> jax.Array:
         """[kd, kh, kw, C, O], for a video of so many frames."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _borders(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """In front of and behind height, width."""
-        raise NotImplementedError
 
 
 class CausalConv3D(VideoConv):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from osjax.errors import OsjaxError
-from osjax.kernels import conv_sm90
+from osjax.kernels import hopper as kernels_hopper
 from osjax.kernels.conv_sm90 import Tiles, conv3d, default_tiles
 from tests.osjax.kernels.hopper import hopper, interpreted
 
@@ -72,7 +72,7 @@ def test_the_convolution_equals_that_of_xla(case: Case, monkeypatch: pytest.Monk
     x, kernel, bias, residual = case.inputs()
     with contextlib.nullcontext() if hopper() else interpreted(monkeypatch):
         if not hopper():
-            monkeypatch.setattr(conv_sm90, "BLOCKS", 2)  # fewer than tiles
+            monkeypatch.setattr(kernels_hopper, "H100_MULTIPROCESSORS", 2)  # fewer than tiles
         got = jax.jit(functools.partial(conv3d, tiles=case.tiles))(x, kernel, bias, residual)
     assert (got.shape, got.dtype) == (case.out, case.dtype)
     want = jax.lax.conv_general_dilated(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from osjax.errors import OsjaxError
-from osjax.kernels import matmul_sm90
+from osjax.kernels import hopper as kernels_hopper
 from osjax.kernels.epilogues import Added, Heads, Scales
 from osjax.kernels.matmul_sm90 import matmul
 from osjax.kernels.matmul_tiles import Tile, measured_best
@@ -87,7 +87,7 @@ def test_products_equal_those_of_xla(name: str, dtype: jnp.dtype, monkeypatch: p
     call, want = case(name, dtype)
     with contextlib.nullcontext() if hopper() else interpreted(monkeypatch):
         if not hopper():
-            monkeypatch.setattr(matmul_sm90, "HOPPER_MULTIPROCESSORS", 4)  # fewer than tiles
+            monkeypatch.setattr(kernels_hopper, "H100_MULTIPROCESSORS", 4)  # fewer than tiles
         got = jax.jit(call)()
     for one, other in zip(jax.tree.leaves(got), want, strict=True):
         assert (one.shape, one.dtype) == (other.shape, dtype)
