@@ -67,5 +67,6 @@ def get_config() -> ConfigDict:
             "mesh": "data=1,seq=1",
             "attention": "auto",
             "offload": False,
+            "offload_blocks": placeholder(bool),
         }
     )

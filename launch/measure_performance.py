@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,13 +49,18 @@ STAGES: dict[str, tuple[str, ...]] = {
     "forward": ("forward_s",),
     "forward_fp8": ("forward_fp8_s",),
     "decode": ("vae_decode_s", "vae_decode_peak_gb"),
+    "decode_check": ("vae_decode_error",),
     "t2v": ("t2v_exact_s", "peak_gb"),
     "i2v": ("i2v_exact_s",),
+    "t2v_24gb": ("t2v_24gb_s", "t2v_24gb_peak_gb"),
+    "t2v_40gb": ("t2v_40gb_s", "t2v_40gb_peak_gb"),
     "torch": ("torch_forward_s",),
     "whole": ("t2v_exact_s",),
 }
 WHOLE, CEILINGS, COUNTS = "whole", "ceilings", "counts"
 TAKE_OPTIONS = ("t2v", "i2v", WHOLE)
+# Smaller cards are this device with less memory for XLA: of 24 and 40 GB what is left for it if given 92 %.
+LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
 # Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 25 and 18 of
 # 50 (docs/performance.md). The published model's own share is not known.
 FULL_SHARE = {"balanced": 25 / 50, "fast": 18 / 50}
@@ -96,7 +102,7 @@ def run(child: Child, limit: float, folder: Path, bar: tqdm) -> Ended:
     if child.stage == "torch" and importlib.util.find_spec("torch") is None:
         return Ended({"figures": {"torch_forward_s": _absent("left out: PyTorch is not there")}})
     out, log = (folder / f"{child.stage}-{child.size}.{ending}" for ending in ("json", "log"))
-    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if child.stage == COUNTS else {})
+    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if child.stage == COUNTS else {}) | limit_memory(child)
     with log.open("w") as told:
         words = [sys.executable, *child.words, "--out", str(out)]
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=told, stderr=subprocess.STDOUT)
@@ -116,6 +122,15 @@ def run(child: Child, limit: float, folder: Path, bar: tqdm) -> Ended:
         last = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         return Ended(failed=" ".join(last)[:300] or f"exit status {process.returncode}")
     return Ended(json.loads(out.read_text()))
+
+
+def limit_memory(child: Child) -> dict[str, str]:
+    """Variables that leave a child as much memory as its stage is about; none where no GPU tells how much it has."""
+    if child.stage not in LIMITS or shutil.which("nvidia-smi") is None:
+        return {}
+    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    total = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{LIMITS[child.stage] * 1e9 / total:.4f}"}
 
 
 def merged(results: Mapping[str, Any], child: Child, ended: Ended, date: str) -> dict[str, Any]:

@@ -32,10 +32,12 @@ from flax import nnx
 from launch import measure_attention, measure_training, roofline
 from launch.measure_handover import TINY
 from launch.measure_performance import SIZES
-from osjax import benchmark, random_weights
+from osjax import benchmark, random_weights, room
 from osjax.benchmark import peak_gigabytes, timed
 from osjax.cli import trial
+from osjax.kernels.convolution import xla_convolution
 from osjax.liveness import tree_bytes
+from osjax.models.conv3d import convolved_by
 from osjax.models.hunyuan_vae import HunyuanVAE
 from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
@@ -47,9 +49,10 @@ from osjax.preflight import GB
 from osjax.request import Request
 from osjax.sampling import geometry, schedule
 from osjax.sampling.caching import Reuse
-from osjax.sampling.denoise import Branches, Where, denoise
+from osjax.sampling.denoise import denoise
 from osjax.sampling.guidance import GuidedStep
 from osjax.sampling.latents import Text
+from osjax.sampling.step import Branches, Where
 
 FRAMES, TEXT_TOKENS = 129, 512
 SMALL = {"resolution": None, "height": 32, "width": 32, "num_frames": 5}
@@ -139,8 +142,7 @@ def _step_seconds(
 
 
 def decode(size: str, runs: int, *, tiny: bool) -> Figures:
-    bundle = random_weights.bundle_of({"vae": models_of(tiny)["vae"]})
-    vae: HunyuanVAE = random_weights.draw(bundle.component("vae"), make_mesh(MeshShape()), jnp.bfloat16)
+    vae = _autoencoder(tiny)
     z_bthwc = jax.random.normal(jax.random.key(3), grid_of(size, tiny=tiny).noise_shape(vae.config.latent_channels))
     seconds, first = timed(lambda: vae.decode(z_bthwc), runs)
     peak, weights = peak_gigabytes(), tree_bytes(vae) / GB
@@ -152,12 +154,30 @@ def decode(size: str, runs: int, *, tiny: bool) -> Figures:
     }
 
 
+def decode_check(size: str, runs: int, *, tiny: bool) -> Figures:
+    """How far decoding by this device's convolutions is from XLA's, on latents of 5 frames of 8 x 8."""
+    del size, runs
+    vae = _autoencoder(tiny)
+    z_bthwc = jax.random.normal(jax.random.key(3), (1, 5, 8, 8, vae.config.latent_channels))
+    found, wanted = (np.asarray(each.decode(z_bthwc), np.float32) for each in (vae, convolved_by(vae, xla_convolution)))
+    error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    return {"vae_decode_error": entry(error, "Euclidean norm of the difference by that of XLA's frames, bf16")}
+
+
+def _autoencoder(tiny: bool) -> HunyuanVAE:
+    """As the pipeline has it on this device."""
+    bundle, mesh = random_weights.bundle_of({"vae": models_of(tiny)["vae"]}), make_mesh(MeshShape())
+    with random_weights.residency(bundle, mesh, jnp.bfloat16, offload=False).on_device("vae") as vae:
+        return vae
+
+
 def video(size: str, runs: int, *, tiny: bool, options: Sequence[str] = (), kind: str = "t2v") -> Figures:
     """The whole pipeline part by part, as `osjax bench --random_weights True` does it."""
     pipeline, requests = _drawer(size, kind, tiny, options)
     measured = benchmark.measure(pipeline, requests, runs)
     parts = {part.name: {"seconds": _rounded(part.seconds, 5), "times": part.times} for part in measured.parts}
-    offload = f"offload {pipeline.residency.offload}, attention {pipeline.attention}"
+    blocks = ", the transformer block by block" if pipeline.in_blocks(requests) else ""
+    offload = f"offload {pipeline.residency.offload}{blocks}, attention {pipeline.attention}"
     how = f"summed: medians of {runs} of each part, as often as a video needs it, {measured.passes} passes; {offload}"
     peak = measured.parts[-1].peak
     told = "most that the process had on the device, all parts" if peak else "devices do not tell"
@@ -170,6 +190,15 @@ def video(size: str, runs: int, *, tiny: bool, options: Sequence[str] = (), kind
         rest = sum(part.in_all for part in measured.parts if not part.name.startswith("step"))
         found["t2v_rest_s"] = entry(rest, "summed: texts and decoding", measured=False, passes=measured.passes)
     return found
+
+
+def limited(size: str, runs: int, *, tiny: bool, stage: str) -> Figures:
+    """The same with offloading, in what memory there is."""
+    found = video(size, runs, tiny=tiny, options=() if tiny else ("--offload", "True"))
+    there = room.memory(jax.devices()[0])
+    limit = "a limit that the device does not tell" if there is None else f"at most {there.total:.1f} GB"
+    names = {f"{stage}_s": "t2v_exact_s", f"{stage}_peak_gb": "peak_gb"}
+    return {key: found[name] | {"how": f"{found[name]['how']}; in {limit}"} for key, name in names.items()}
 
 
 def whole(size: str, runs: int, *, tiny: bool, options: Sequence[str] = ()) -> Figures:
@@ -261,8 +290,10 @@ STAGES: dict[str, Callable[..., Figures]] = {
     "forward": forward,
     "forward_fp8": functools.partial(forward, precision="fp8"),
     "decode": decode,
+    "decode_check": decode_check,
     "t2v": video,
     "i2v": functools.partial(video, kind="i2v_head"),
+    **{name: functools.partial(limited, stage=name) for name in ("t2v_24gb", "t2v_40gb")},
     "whole": whole,
     "counts": counts,
     "ceilings": ceilings,

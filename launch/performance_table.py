@@ -31,7 +31,12 @@ ROWS = (
     Row("t2v_fast_s", "text to video, fast", "s", (8, 220)),
     Row("vae_decode_s", "VAE decode", "s", (0.4, 4), (1.46, 17.8)),
     Row("vae_decode_peak_gb", "VAE decode, peak beyond its weights", "GB", (8, 10), (22.8, 29.0)),
+    Row("vae_decode_error", "its distance from XLA's convolutions", "relative"),
     Row("peak_gb", "peak memory", "GB", (30, 36), (52.5, 60.3)),
+    Row("t2v_24gb_s", "text to video, exact, offloaded in a card of 24 GB", "s"),
+    Row("t2v_24gb_peak_gb", "its peak memory", "GB", (24, 24)),
+    Row("t2v_40gb_s", "the same in a card of 40 GB", "s"),
+    Row("t2v_40gb_peak_gb", "its peak memory", "GB", (40, 40)),
 )
 
 

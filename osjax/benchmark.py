@@ -8,6 +8,7 @@ steps to learn what one takes, and the figure says that it is multiplied.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import statistics
@@ -22,14 +23,16 @@ from tqdm import tqdm
 
 from osjax import room
 from osjax.models.rope import rope_table
+from osjax.models.streamed import StreamedMMDiT
 from osjax.pipeline import Pipeline, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
 from osjax.roles import sampling_options
 from osjax.sampling import guidance, schedule
 from osjax.sampling.caching import SPEEDS
-from osjax.sampling.denoise import Branches, denoise
+from osjax.sampling.denoise import denoise
 from osjax.sampling.geometry import image_ids, unpack
+from osjax.sampling.step import Branches
 from osjax.sizes import Shape
 
 
@@ -76,13 +79,14 @@ class Measured:
 
 
 class Work(NamedTuple):
-    """Something that the pipeline does for a video. program: what it compiles, perhaps as another work does; times: how
-    often it is done; run: does it once, to its end."""
+    """Something that the pipeline does for a video. program: what it compiles, perhaps as another work does, or '' for
+    nothing; times: how often it is done; run: does it once, to its end; held: what is there all the while."""
 
     name: str
     program: str
     times: int
     run: Callable[[], Any]
+    held: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 def measure(pipeline: Pipeline, requests: Sequence[Request], runs: int, *, progress: bool = True) -> Measured:
@@ -94,9 +98,10 @@ def measure(pipeline: Pipeline, requests: Sequence[Request], runs: int, *, progr
     parts = []
     with room.explaining_memory(lambda: pipeline.shortage(requests)):
         plan, work = _work(pipeline, requests)
-        loads = [_load(pipeline, name) for name in pipeline.roles.components]
+        loads = [_load(pipeline, requests, name) for name in pipeline.roles.components]
         for each in _shown(work, "bench", progress):
-            parts.append(Part(each.name, *timed(each.run, runs), runs, each.times, peak_gigabytes()))
+            with each.held():
+                parts.append(Part(each.name, *timed(each.run, runs), runs, each.times, peak_gigabytes()))
     return Measured(tuple(loads), tuple(parts), guidance.forward_passes(plan), len(requests))
 
 
@@ -108,7 +113,7 @@ def compile_all(pipeline: Pipeline, requests: Sequence[Request], *, progress: bo
     seconds = {}
     with room.explaining_memory(lambda: pipeline.shortage(requests)):
         _, work = _work(pipeline, requests)
-        by_program = {each.program: each for each in work}
+        by_program = {each.program: each for each in work if each.program}
         for each in _shown(list(by_program.values()), "compile", progress):
             start = time.perf_counter()
             each.run()
@@ -143,10 +148,13 @@ def _work(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[Sequence[gui
         clips = [np.asarray(_random((given, *shape.size, 3)))]
         times = shape.kind.references * len(requests)
         work.append(Work("reference", "reference", times, lambda: pipeline.encode_references(one, clips)))
+    held = functools.partial(pipeline.transformer, requests)
     step, x_bnc = _stepper(pipeline, requests, shape)
+    if pipeline.residency.offload:
+        work.append(Work("transformer comes", "", 1, lambda: _bring(held())))
     for branches, times in sorted(collections.Counter(len(each.branches) for each in plan).items()):
         kind = next(each for each in plan if len(each.branches) == branches)
-        work.append(Work(f"step of {branches}", "step", times, functools.partial(step, kind)))
+        work.append(Work(f"step of {branches}", "step", times, functools.partial(step, kind), held))
     work.append(Work("decode", "decode", 1, lambda: pipeline.decode(unpack(x_bnc, shape.grid))))
     return plan, work
 
@@ -175,12 +183,24 @@ def _plan(
     )
 
 
-def _load(pipeline: Pipeline, name: str) -> Load:
-    start = time.perf_counter()
-    with pipeline.residency.on_device(name) as module:
-        jax.block_until_ready(module)
+def _load(pipeline: Pipeline, requests: Sequence[Request], name: str) -> Load:
+    start, residency = time.perf_counter(), pipeline.residency
+    held = pipeline.transformer(requests) if name == pipeline.roles.mmdit else residency.on_device(name)
+    with held as model:
+        weights = _weights(model)
         seconds = time.perf_counter() - start
-        return Load(name, sum(array.nbytes for array in jax.tree.leaves(module)) / GB, seconds)
+        return Load(name, sum(array.nbytes for array in jax.tree.leaves(weights)) / GB, seconds)
+
+
+def _weights(model: Any) -> Any:
+    """All arrays of a model that is there, blocks that wait in host memory too."""
+    return jax.block_until_ready(model.layers if isinstance(model, StreamedMMDiT) else model)
+
+
+def _bring(held: contextlib.AbstractContextManager[Any]) -> None:
+    """Has a model there and lets it go again."""
+    with held as model:
+        _weights(model)
 
 
 def _encode_text(pipeline: Pipeline, count: int) -> list[Any]:
@@ -209,7 +229,7 @@ def _stepper(
     reuse = SPEEDS[requests[0].speed]
 
     def step(kind: guidance.GuidedStep) -> Any:
-        with residency.on_device(pipeline.roles.mmdit) as mmdit:
+        with pipeline.transformer(requests) as mmdit:
             return denoise(mmdit, x_bnc, branches, rope, [kind], levels, pipeline.where, reuse=reuse)
 
     # No step at all: laid out over the mesh as after the last one, because decoding is compiled for that.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ PART_BYTES = 64 << 20
 READ_AHEAD = 4  # parts; one alone waits for the disk and for the copy in turn
 
 Module = TypeVar("Module", bound=nnx.Module)
+Array = TypeVar("Array")
 Shardings = Sharding | Callable[[str], Sharding]
 
 
@@ -127,7 +128,7 @@ def load_arrays(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> di
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
     arrays: dict[str, jax.Array] = {}
-    for part, loaded in _load_parts(folder, parts, targets):
+    for part, loaded in _load_parts(folder, parts, lambda part: _on_shards(part, targets)):
         for leaf, array in loaded.items():
             rows, target = part.leaves[leaf], targets[leaf]
             if _is_whole(rows, target):
@@ -137,6 +138,34 @@ def load_arrays(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> di
                 arrays[leaf] = _write_rows(stack, array, rows[0])
     # The layers were written under automatic axes; relabelling them as the mesh's own moves nothing.
     return {leaf: jax.device_put(array, targets[leaf].sharding) for leaf, array in arrays.items()}
+
+
+def load_rows(
+    folder: Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    stacked: Collection[str],
+    keep: Callable[[np.ndarray], Array],
+) -> dict[str, Array | list[Array]]:
+    """Loads arrays by name into this host's memory, those of `stacked` in a list of their layers.
+
+    targets: shapes and dtypes; keep: what is done with each array or layer when it has been read, from NumPy's memory
+    into such as is to stay. No device sees them, unless `keep` shows them. Raises OsjaxError as `load_arrays`.
+    """
+    parts = read_index(folder)
+    _check_coverage(folder, parts, targets)
+    slabs: dict[str, list[tuple[int, list[Array]]]] = {leaf: [] for leaf in targets}
+    for part, loaded in _load_parts(folder, parts, lambda part: _in_memory(part, targets)):
+        for leaf, array in loaded.items():
+            start = (part.leaves[leaf] or (0,))[0]
+            slabs[leaf].append((start, [keep(row) for row in array] if leaf in stacked else [array]))
+    layers = {
+        leaf: [row for _, rows in sorted(found, key=lambda slab: slab[0]) for row in rows]
+        for leaf, found in slabs.items()
+    }
+    return {
+        leaf: rows if leaf in stacked else keep(np.concatenate(rows) if rows[1:] else rows[0])
+        for leaf, rows in layers.items()
+    }
 
 
 def _targets(
@@ -190,14 +219,17 @@ def _is_whole(rows: tuple[int, int] | None, target: jax.ShapeDtypeStruct) -> boo
 
 
 def _load_parts(
-    folder: Path, parts: tuple[Part, ...], targets: Mapping[str, jax.ShapeDtypeStruct]
-) -> Iterator[tuple[Part, dict[str, jax.Array]]]:
-    """The parts in order, with the next ones being read; one at a time where processes have to agree on the order."""
+    folder: Path, parts: tuple[Part, ...], wanted: Callable[[Part], Mapping[str, Any]]
+) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """The parts in order, with the next ones being read; one at a time where processes have to agree on the order.
+
+    wanted: for a part, what stands for its arrays as Orbax takes it.
+    """
     ahead = READ_AHEAD if jax.process_count() == 1 else 1
     pending: deque[tuple[Part, Future]] = deque()
     with ThreadPoolExecutor(ahead) as pool:
         for part in parts:
-            pending.append((part, pool.submit(_load_part, folder, part, targets)))
+            pending.append((part, pool.submit(_load_part, folder / part.name, wanted(part))))
             if len(pending) == ahead:
                 part, future = pending.popleft()
                 yield part, future.result()
@@ -205,20 +237,33 @@ def _load_parts(
             yield part, future.result()
 
 
-def _load_part(folder: Path, part: Part, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """The arrays of a part: leaves on their final shards, layers on the shards of the stack they belong to."""
-    wanted = {}
-    for leaf, rows in part.leaves.items():
-        target = targets[leaf]
-        wanted[leaf] = target if _is_whole(rows, target) else _some_rows(target, rows[1] - rows[0])
+def _load_part(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return ocp.load((folder / part.name).absolute(), wanted)
+        return ocp.load(path.absolute(), wanted)
     except jax.errors.JaxRuntimeError:  # the device's trouble, such as too little memory
         raise
     except Exception as error:  # damaged files surface as ValueError, and as bare Exception too
         raise OsjaxError(
-            f"{folder / part.name} is damaged or not of this model ({_reason(error)}): copy the bundle or convert again"
+            f"{path} is damaged or not of this model ({_reason(error)}): copy the bundle or convert again"
         ) from error
+
+
+def _on_shards(part: Part, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Leaves on their final shards, layers on the shards of the stack they belong to."""
+    return {
+        leaf: targets[leaf] if _is_whole(rows, targets[leaf]) else _some_rows(targets[leaf], rows[1] - rows[0])
+        for leaf, rows in part.leaves.items()
+    }
+
+
+def _in_memory(part: Part, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """The same as arrays of NumPy; they stand for shapes and types, and are not written."""
+    return {
+        leaf: np.empty(
+            targets[leaf].shape if rows is None else (rows[1] - rows[0], *targets[leaf].shape[1:]), targets[leaf].dtype
+        )
+        for leaf, rows in part.leaves.items()
+    }
 
 
 def _automatic(sharding: Sharding) -> Sharding:

@@ -19,9 +19,12 @@ from osjax.errors import OsjaxError
 from osjax.models.clip import CLIPText
 from osjax.models.dc_ae import DCAE
 from osjax.models.mmdit import MMDiT
+from osjax.models.projections import copied
+from osjax.models.streamed import Layers, StreamedMMDiT
 from osjax.models.t5 import T5Encoder
 
-Module = TypeVar("Module", bound=nnx.Module)
+Model = TypeVar("Model", bound=nnx.Module | StreamedMMDiT)
+DOUBLE_BLOCK, SINGLE_BLOCK, FINAL_LAYER = "double block {}", "single block {}", "the final layer"  # of an MMDiT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +75,16 @@ class Watched(nnx.Module):
         return outputs
 
 
-def first_bad_layer(model: Module, run: Callable[[Module], Any]) -> str | None:
+def first_bad_layer(model: Model, run: Callable[[Model], Any]) -> str | None:
     """Runs `run(model)` again and says where it stops being finite, as `Notes.first` does."""
-    watched = jax.tree.map(lambda leaf: leaf, model)
+    watched, notes = _watched_in_parts(model) if isinstance(model, StreamedMMDiT) else _watched(model)
+    jax.block_until_ready(run(watched))
+    jax.effects_barrier()
+    return notes.first()
+
+
+def _watched(model: nnx.Module) -> tuple[nnx.Module, Notes]:
+    watched = copied(model)
     places = list(_places(watched))
     notes = Notes([place.label for place in places])
     for number, place in enumerate(places):
@@ -83,9 +93,19 @@ def first_bad_layer(model: Module, run: Callable[[Module], Any]) -> str | None:
             place.owner[place.key] = Watched(place.owner[place.key], index, number, notes)
         else:
             setattr(place.owner, place.key, Watched(getattr(place.owner, place.key), index, number, notes))
-    jax.block_until_ready(run(watched))
-    jax.effects_barrier()
-    return notes.first()
+    return watched, notes
+
+
+def _watched_in_parts(model: StreamedMMDiT) -> tuple[StreamedMMDiT, Notes]:
+    notes = Notes([DOUBLE_BLOCK, SINGLE_BLOCK, FINAL_LAYER])
+    rest, double, single = model.layers
+    rest = copied(rest)
+    rest.final_layer = Watched(rest.final_layer, jnp.asarray(0), 2, notes)
+    double, single = (
+        tuple(Watched(block, jnp.asarray(index), place, notes) for index, block in enumerate(blocks))
+        for place, blocks in enumerate((double, single))
+    )
+    return StreamedMMDiT(Layers(rest, double, single), model.bring), notes
 
 
 def not_finite(what: str, layer: str | None, dtype: jnp.dtype, otherwise: str) -> OsjaxError:
@@ -99,9 +119,9 @@ def not_finite(what: str, layer: str | None, dtype: jnp.dtype, otherwise: str) -
 def _places(model: nnx.Module) -> Iterator[_Place]:
     """The layers of a model in the order in which they run."""
     if isinstance(model, MMDiT):
-        yield _Place("double block {}", model, "double_blocks", model.config.depth)
-        yield _Place("single block {}", model, "single_blocks", model.config.depth_single_blocks)
-        yield _Place("the final layer", model, "final_layer")
+        yield _Place(DOUBLE_BLOCK, model, "double_blocks", model.config.depth)
+        yield _Place(SINGLE_BLOCK, model, "single_blocks", model.config.depth_single_blocks)
+        yield _Place(FINAL_LAYER, model, "final_layer")
     elif isinstance(model, T5Encoder):
         yield _Place("block {} of T5", model, "blocks", model.config.num_layers)
     elif isinstance(model, CLIPText):

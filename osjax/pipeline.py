@@ -34,8 +34,8 @@ from osjax.record import Means, record
 from osjax.request import Request, continuation_seed
 from osjax.residency import Residency, chosen_precision
 from osjax.roles import IMAGE, VIDEO, Roles, prompt_used, sampling_options
-from osjax.sampling.denoise import Where
 from osjax.sampling.latents import Text, sample_latents
+from osjax.sampling.step import Where
 from osjax.sizes import Shape, continued, read_references, shape_of
 from osjax.text.tokenize import load_tokenizer
 from osjax.video import Video
@@ -72,6 +72,7 @@ class Pipeline:
     label: str
     progress: bool
     roles: Roles = VIDEO
+    offload_blocks: bool | None = None
 
     @classmethod
     def load(
@@ -82,6 +83,7 @@ class Pipeline:
         dtype: str = "bf16",
         precision: str | None = None,
         offload: bool = False,
+        offload_blocks: bool | None = None,
         attention: str = "auto",
         lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
         progress: bool = True,
@@ -90,9 +92,10 @@ class Pipeline:
 
         mesh: `axis=size` pairs; dtype: bf16, fp16 or fp32 for weights and activations; precision: full, or fp8 or int8
         for the transformer's blocks, which is approximate, by default that of the weights; offload: parts that are not
-        in use wait in host memory; attention: an implementation by name; lora: as in `use_lora`; progress: bars on
-        standard error. Raises OsjaxError for a bundle, mesh, dtype, precision, attention or LoRA that cannot be used
-        here.
+        in use wait in host memory; offload_blocks: with it the transformer comes block by block and is never there as a
+        whole, by default where it would not fit; attention: an implementation by name; lora: as in `use_lora`;
+        progress: bars on standard error. Raises OsjaxError for a bundle, mesh, dtype, precision, attention or LoRA that
+        cannot be used here.
         """
         if dtype not in DTYPES:
             raise OsjaxError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -101,7 +104,9 @@ class Pipeline:
         precision = chosen_precision(bundle, precision, devices.devices.flat[0])
         residency = Residency(bundle, devices, DTYPES[dtype], offload=offload, precision=precision)
         label = "embedded tiny bundle" if path is None else Path(path).resolve().name
-        pipeline = cls.over(residency, devices, dtype, attention, label, progress=progress)
+        pipeline = cls.over(
+            residency, devices, dtype, attention, label, progress=progress, offload_blocks=offload_blocks
+        )
         pipeline.use_lora(lora)
         return pipeline
 
@@ -116,15 +121,20 @@ class Pipeline:
         *,
         progress: bool,
         roles: Roles = VIDEO,
+        offload_blocks: bool | None = None,
     ) -> Pipeline:
         """A pipeline over models of that dtype on the mesh, wherever they come from; label: what provenance calls them.
 
-        Raises OsjaxError for an attention that cannot be used here, or a model that the bundle does not have.
+        Raises OsjaxError for an attention that cannot be used here, a model that the bundle does not have, or blocks
+        that are to be offloaded by themselves where models are not.
         """
+        if offload_blocks and not residency.offload:
+            raise OsjaxError("offload_blocks brings an offloaded transformer block by block: give --offload True too")
         config = residency.config(roles.mmdit)
         chosen, attend = choose_attention(attention, mesh.devices.flat[0], DTYPES[dtype], config.head_dim)
         operations = operations_for(config, chosen, residency.precision)
-        return cls(residency, Where(mesh, attend, operations), chosen, dtype, label, progress, roles)
+        where = Where(mesh, attend, operations)
+        return cls(residency, where, chosen, dtype, label, progress, roles, offload_blocks)
 
     def of_images(self) -> Pipeline:
         """A pipeline that draws single pictures with the bundle's FLUX, on the same devices and text encoders.
@@ -139,8 +149,8 @@ class Pipeline:
                 f"bundle {self.bundle.path} has no {missing} to draw images with: osjax download flux1-dev --to ckpts, "
                 "beside the other checkpoints, and convert them again"
             )
-        mesh, label = self.where.mesh, self.label
-        return self.over(self.residency, mesh, self.dtype, self.attention, label, progress=self.progress, roles=IMAGE)
+        how = {"progress": self.progress, "roles": IMAGE, "offload_blocks": self.offload_blocks}
+        return self.over(self.residency, self.where.mesh, self.dtype, self.attention, self.label, **how)
 
     def use_lora(self, lora: Sequence[tuple[str | os.PathLike[str], float]] = ()) -> None:
         """From now on draws with these LoRAs, each the folder of one and its weight, and with no others.
@@ -200,7 +210,10 @@ class Pipeline:
             frames_bthwc, passes = np.concatenate([frames_bthwc, new_bthwc], axis=1), passes + more
         mesh, digest = self.where.mesh, self.bundle.digest
         precision = self.residency.precision
-        means = Means(self.label, digest, self.loras, mesh, self.dtype, precision, self.attention, self.roles)
+        in_blocks = self.in_blocks(requests)
+        means = Means(
+            self.label, digest, self.loras, mesh, self.dtype, precision, self.attention, self.roles, in_blocks
+        )
         return [
             Video(frames, request.fps, record(means, requests, index, frames, passes, seconds))
             for index, (request, frames) in enumerate(zip(requests, frames_bthwc, strict=True))
@@ -217,8 +230,8 @@ class Pipeline:
         """(frames [B, T, H, W, 3] that the shape keeps, forward passes of each); clips: the references, as read."""
         with _timed(seconds, "references"):
             if any(clips):
-                model = self.roles.mmdit
-                self.residency.expect(model, lambda: self.estimate(requests).allows(model, during=REFERENCES))
+                has_room = lambda: self.estimate(requests).allows_transformer(during=REFERENCES)  # noqa: E731
+                self.residency.expect(self.roles.mmdit, has_room, in_blocks=self.in_blocks(requests))
             references = [self.encode_references(r, some) for r, some in zip(requests, clips, strict=True)]
         with _timed(seconds, "denoise"):
             z_bthwc, passes = self.draw_latents(requests, shape, texts.prompt, texts.negative, references)
@@ -243,7 +256,21 @@ class Pipeline:
         beside = () if offload else tuple(self.residency.loaded if beside is None else beside)
         dtype, precision = DTYPES[self.dtype], self.residency.precision
         setting = Setting(tuple(requests), mesh, dtype, offload, self.attention, self.roles, beside, precision)
+        if self.in_blocks(requests):
+            setting = dataclasses.replace(setting, in_blocks=True)
         return estimate(self.bundle, setting)
+
+    def in_blocks(self, requests: Sequence[Request]) -> bool:
+        """Whether the transformer comes block by block to draw these: as was asked, else where it would not fit."""
+        if self.offload_blocks is not None or not self.residency.offload:
+            return bool(self.offload_blocks)
+        there = room.least(list(self.where.mesh.devices.flat))
+        as_a_whole = dataclasses.replace(self, offload_blocks=False)
+        return there is not None and not as_a_whole.estimate(requests).transformer_fits(there.total)
+
+    def transformer(self, requests: Sequence[Request]) -> contextlib.AbstractContextManager[Any]:
+        """The model that draws these, on the devices or on its way block by block."""
+        return self.residency.on_device(self.roles.mmdit, in_blocks=self.in_blocks(requests))
 
     def shortage(self, requests: Sequence[Request]) -> str:
         """One line: what these need on each device, what there is, and which option would help."""
@@ -300,7 +327,7 @@ class Pipeline:
         one = shape.grid.noise_shape(self.residency.config(self.roles.mmdit).latent_channels)
         noise_bthwc = jnp.concatenate([jax.random.normal(jax.random.key(r.seed), one) for r in requests])
         bar = tqdm(total=requests[0].num_steps, desc="denoise", unit="step", disable=not self.progress)
-        with bar, self.residency.on_device(self.roles.mmdit) as mmdit:  # an interrupt while it is loaded closes the bar
+        with bar, self.transformer(requests) as mmdit:  # an interrupt while it is loaded closes the bar
             return sample_latents(
                 mmdit,
                 noise_bthwc,

@@ -31,6 +31,7 @@ from osjax.models.operations import FOR_SAMPLING
 from osjax.models.quantized import FULL, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
+from osjax.models.streamed import cut
 from osjax.parallel.mesh import MeshShape
 from osjax.parallel.ulysses import JointSequence
 from osjax.request import Request
@@ -38,12 +39,13 @@ from osjax.residency import MODELS, model_config
 from osjax.roles import VIDEO, Roles, prompt_used, sampling_options
 from osjax.sampling import guidance
 from osjax.sampling.caching import SPEEDS, nothing_kept
-from osjax.sampling.denoise import Branches, Where, euler_step
 from osjax.sampling.geometry import LatentGrid
+from osjax.sampling.step import Branches, Where, euler_step
+from osjax.sampling.streaming import through_double, through_single
 from osjax.sizes import Shape, continued, shape_of
 
 MARGIN = 1.1
-REFERENCES = "references (VAE encode)"  # a stage by its name
+REFERENCES, ROUNDING, DENOISE = "references (VAE encode)", "transformer to ", "denoise"  # stages by their names
 BRANCHES = 3  # of guidance, whose inputs wait on the device whether they are computed or not
 GB = 1e9
 _Abstract = jax.ShapeDtypeStruct
@@ -53,7 +55,7 @@ _Abstract = jax.ShapeDtypeStruct
 class Setting:
     """What memory depends on: requests that are drawn together, on which devices, in what dtype, with which attention
     (by the name that was chosen), by which components. beside: others that stay on the devices all the while.
-    precision: of the transformer's blocks."""
+    precision: of the transformer's blocks. in_blocks: whether these come one by one, with offloading."""
 
     requests: tuple[Request, ...]
     mesh: MeshShape
@@ -63,6 +65,7 @@ class Setting:
     roles: Roles = VIDEO
     beside: tuple[str, ...] = ()
     precision: str = FULL
+    in_blocks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +105,15 @@ class Estimate:
         """Whether it does into `room` GB on each device; None if that is not known."""
         return None if room is None else self.peak.total <= room
 
-    def allows(self, model: str, *, during: str) -> bool:
-        """Whether the model may be there during a stage that does not need it, and the most that is needed stay."""
-        stage = next(stage for stage in self.stages if stage.name == during)
-        return stage.total + self.weights[model] <= self.peak.total
+    def transformer_fits(self, room: float) -> bool:
+        """Whether the stages that the transformer is at work in do."""
+        return all(stage.total <= room for stage in self.stages if stage.name.startswith((DENOISE, ROUNDING)))
+
+    def allows_transformer(self, *, during: str) -> bool:
+        """Whether it may be there during a stage that does not need it, and the most that is needed stay; with
+        offloading."""
+        total, held = (next(stage for stage in self.stages if stage.name == name) for name in (during, DENOISE))
+        return total.total + held.weights <= self.peak.total
 
 
 def estimate(bundle: Bundle, setting: Setting) -> Estimate:
@@ -122,6 +130,8 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
     for name, (model, activations) in needs.items():
         resident = [model] if setting.offload else [*dict.fromkeys([*resident, model])]
         held = sum(weights[each] for each in resident)
+        if name == DENOISE and setting.in_blocks:
+            held = _block_weight_bytes(bundle.component(model), setting) / GB
         stages.append(Stage(name, held, MARGIN * activations / GB))
     return Estimate(
         setting=setting,
@@ -172,14 +182,12 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
-    if setting.precision != bundle.component(roles.mmdit).precision:
+    if setting.precision != bundle.component(roles.mmdit).precision and not setting.in_blocks:
         whole = dataclasses.replace(setting, precision=FULL)
-        found[f"transformer to {setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
+        found[f"{ROUNDING}{setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
     cached = SPEEDS[setting.requests[0].speed] is not None
-    denoise = _denoise_bytes(
-        *model(roles.mmdit), count, length, shape.grid, setting.precision, setting.mesh, setting.attention, cached
-    )
-    found["denoise"] = roles.mmdit, denoise
+    held = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks
+    found[DENOISE] = roles.mmdit, _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, *held)
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
     return found
 
@@ -194,6 +202,14 @@ def _weight_bytes(component: Component, setting: Setting) -> int:
     if setting.precision == FULL or not issubclass(MODELS[component.kind][0], MMDiT):
         return component.parameters * np.dtype(setting.dtype).itemsize
     return tree_bytes(_model(component.kind, model_config(component), setting.dtype, setting.precision))
+
+
+def _block_weight_bytes(component: Component, setting: Setting) -> int:
+    """Of all but the blocks, and of as many of these as are there at once: at work, next, and on its way."""
+    rest, double, single = jax.eval_shape(
+        cut, _model(component.kind, model_config(component), setting.dtype, setting.precision)
+    )
+    return tree_bytes(rest) + 3 * max(map(tree_bytes, (*double[:1], *single[:1])))
 
 
 @functools.cache
@@ -229,6 +245,7 @@ def _denoise_bytes(
     mesh: MeshShape,
     attention: str,
     cached: bool,
+    in_blocks: bool,
 ) -> int:
     sequence = JointSequence(length, grid.tokens, mesh.seq)
     length, tokens = length + sequence.text_padding, grid.tokens + sequence.image_padding
@@ -253,14 +270,35 @@ def _denoise_bytes(
     if cached:
         kept = jax.eval_shape(lambda: nothing_kept(BRANCHES, rows, tokens, config.hidden_size, dtype))
         inputs += kept, f32(()), f32((rows, tokens))
+    given = tree_bytes(inputs) // mesh.devices
     axes = dataclasses.asdict(mesh)
     where = Where(
         AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)),
         _traced_attention(attention),
         FOR_SAMPLING,
     )
-    step = functools.partial(euler_step, sequence=sequence, where=where)
-    return tree_bytes(inputs) // mesh.devices + peak_bytes(step, _model(kind, config, dtype, precision), *inputs)
+    model, means = _model(kind, config, dtype, precision), {"sequence": sequence, "where": where}
+    if not in_blocks:
+        return given + peak_bytes(functools.partial(euler_step, **means), model, *inputs)
+    streams = _Abstract((rows, tokens, config.hidden_size), dtype), _Abstract((rows, length, config.hidden_size), dtype)
+    waiting = BRANCHES * tree_bytes(streams) * (3 if cached else 1) // mesh.devices
+    return given + waiting + _block_bytes(model, streams, means)
+
+
+def _block_bytes(model: MMDiT, streams: tuple[_Abstract, _Abstract], means: dict[str, Any]) -> int:
+    """The most that a block by itself makes of the streams [B, N, F] and [B, L, F]."""
+    _, (double, *_), (single, *_) = jax.eval_shape(cut, model)
+    (rows, tokens, features), length = streams[0].shape, streams[1].shape[1]
+    vec_bf = _Abstract((rows, features), streams[0].dtype)
+    joint_bmf = _Abstract((rows, length + tokens, features), streams[0].dtype)
+
+    def rope(count: int) -> Rope:
+        return Rope(*[_Abstract((1, count, model.config.head_dim // 2), jnp.float32)] * 2)
+
+    return max(
+        peak_bytes(functools.partial(through_double, **means), double, *streams, vec_bf, rope(tokens)),
+        peak_bytes(functools.partial(through_single, **means), single, joint_bmf, vec_bf, rope(length + tokens)),
+    )
 
 
 def _traced_attention(name: str) -> Attention:

@@ -59,6 +59,7 @@ class Provenance:
     were cut short (the request's `speed`), so that this is near the exact video.
     xla_flags: what the compiler was told beyond its defaults, without values that are places on a disk; compiled_kept:
     whether programs were kept from run to run, so that `seconds` may hold no compiling.
+    in_blocks: whether the transformer's blocks came to the devices one by one, which may change last bits.
     frames_sha256: of the uint8 frames before encoding ([T, H, W, 3], row-major); equal digests are equal pictures.
     """
 
@@ -92,6 +93,7 @@ class Provenance:
     approximate: bool = False
     xla_flags: str = ""
     compiled_kept: bool = False
+    in_blocks: bool = False
     frames_sha256: str = ""
 
     def to_json(self) -> str:

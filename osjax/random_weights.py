@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from osjax.bundle import Bundle, Component
 from osjax.models.clip import CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
-from osjax.models.mmdit import MMDiTConfig
+from osjax.models.mmdit import DoubleBlock, MMDiT, MMDiTConfig, SingleBlock
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
+from osjax.models.streamed import Layers, cut
 from osjax.models.t5 import T5Config
+from osjax.parallel.host_memory import to_host
 from osjax.parallel.specs import SPECS
-from osjax.residency import MODELS, Residency, abstract_model, model_config
+from osjax.residency import MODELS, Residency, Source, abstract_model, model_config
 
 # Component → kind, config, tokens that a text encoder is given; the sizes of Open-Sora 2.0.
 PUBLISHED = {
@@ -48,7 +51,25 @@ def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
     return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
 
 
+def draw_layers(component: Component, mesh: Mesh, dtype: jnp.dtype) -> Layers:
+    """The component's MMDiT in parts, in host memory, never whole; other numbers than `draw` gives."""
+    config, everywhere = model_config(component), NamedSharding(mesh, SPECS.everywhere)
+
+    @functools.partial(jax.jit, static_argnums=0, out_shardings=everywhere)
+    def block(make: type[nnx.Module], key: jax.Array) -> nnx.Module:
+        return make(config, rngs=ModuleRngs(key), dtype=dtype)
+
+    def stack(make: type[nnx.Module], count: int) -> tuple[nnx.Module, ...]:
+        return tuple(to_host(block(make, jax.random.key(seed))) for seed in range(count))
+
+    rest = jax.jit(lambda: cut(MMDiT(config, rngs=ModuleRngs(0), dtype=dtype)).rest, out_shardings=everywhere)()
+    return Layers(to_host(rest), stack(DoubleBlock, config.depth), stack(SingleBlock, config.depth_single_blocks))
+
+
 def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool, precision: str = FULL) -> Residency:
     """The models of a bundle, whatever weights it has, each drawn when it is first needed."""
-    source = lambda name: draw(bundle.component(name), mesh, dtype)  # noqa: E731
+    source = Source(
+        lambda name: draw(bundle.component(name), mesh, dtype),
+        lambda name: draw_layers(bundle.component(name), mesh, dtype),
+    )
     return Residency(bundle, mesh, dtype, offload=offload, source=source, precision=precision)

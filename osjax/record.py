@@ -22,7 +22,7 @@ _PLACE = frozenset("/\\~$")
 @dataclasses.dataclass(frozen=True)
 class Means:
     """What draws: a bundle, by its label and digest, with LoRAs, on a mesh, in a dtype and precision, with an attention
-    by name."""
+    by name, the transformer's blocks one by one or not."""
 
     label: str
     digest: str
@@ -32,6 +32,7 @@ class Means:
     precision: str
     attention: str
     roles: Roles
+    in_blocks: bool = False
 
 
 def record(
@@ -77,6 +78,7 @@ def record(
         precision=means.precision,
         approximate=request.speed != EXACT or means.precision != FULL,
         xla_flags=told_flags(os.environ.get("XLA_FLAGS", "")),
+        in_blocks=means.in_blocks,
         compiled_kept=bool(jax.config.jax_compilation_cache_dir),
     )
 

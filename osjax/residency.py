@@ -1,8 +1,8 @@
 """Which parts of a bundle are on the devices, and when.
 
 A part is read from disk at its first use. With `offload` it leaves the devices when its stage ends and waits in host
-memory, so that the largest part alone decides what fits. Weights never change: what waits there stays there, and
-leaving again is forgetting.
+memory, so that the largest part alone decides what fits; an MMDiT that is asked for in blocks never comes whole.
+Weights never change: what waits there stays there, and leaving again is forgetting.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from osjax import adapters
+from osjax import adapters, leaves
 from osjax.adapters import Adapter
 from osjax.bundle import Bundle, Component
-from osjax.checkpoint import load_component
+from osjax.checkpoint import load_component, load_rows
 from osjax.errors import OsjaxError
 from osjax.kernels.convolution import choose_convolution
 from osjax.models import lora
@@ -34,6 +34,7 @@ from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.quantized import FULL, NAMES, checked, quantizable, quantize
 from osjax.models.rngs import ModuleRngs
+from osjax.models.streamed import STACKS, Layers, StreamedMMDiT, cut
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.host_memory import to_devices, to_host
 from osjax.parallel.specs import SPECS
@@ -92,12 +93,20 @@ def chosen_precision(bundle: Bundle, wanted: str | None, device: jax.Device) -> 
     return precision
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What models come from by their names. whole: onto every device of the mesh; in_layers: an MMDiT into host memory
+    (`host_memory.to_host`)."""
+
+    whole: Callable[[str], nnx.Module]
+    in_layers: Callable[[str], Layers]
+
+
 class Residency:
     """The models of one bundle on one mesh, in one dtype.
 
-    modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: what
-    a model comes from by its name, onto every device of the mesh, in place of the bundle's files. precision: of the
-    transformers' blocks (`osjax.models.quantized`).
+    modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: in
+    place of the bundle's files. precision: of the transformers' blocks (`osjax.models.quantized`).
     """
 
     def __init__(
@@ -108,19 +117,19 @@ class Residency:
         *,
         offload: bool,
         modules: Mapping[str, nnx.Module] | None = None,
-        source: Callable[[str], nnx.Module] | None = None,
+        source: Source | None = None,
         precision: str = FULL,
     ):
         self.bundle = bundle
-        self._source = source or self._read
+        self._source = source or Source(self._read, self._read_layers)
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
         self.precision = precision
         self._offload = offload
-        self._modules: dict[str, nnx.Module] = {} if offload else dict(modules or {})
-        self._waiting: dict[str, nnx.Module] = dict(modules or {}) if offload else {}
+        self._modules: dict[str, nnx.Module | StreamedMMDiT] = {} if offload else dict(modules or {})
+        self._waiting: dict[str, nnx.Module | Layers] = dict(modules or {}) if offload else {}
         self._held: set[str] = set()
-        self._coming: dict[str, Future[nnx.Module | None]] = {}
+        self._coming: dict[str, Future[nnx.Module | StreamedMMDiT | None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._adapters: tuple[tuple[Adapter, float], ...] = ()
 
@@ -161,17 +170,18 @@ class Residency:
         return model_config(self.bundle.component(name))
 
     @contextlib.contextmanager
-    def on_device(self, name: str) -> Iterator[Any]:
+    def on_device(self, name: str, *, in_blocks: bool = False) -> Iterator[Any]:
         """The model `name`, its parameters on the mesh. With offload they are gone from the devices afterwards.
 
-        Inside another such block of the same model it is there already, and stays until that one ends.
+        Inside another such block of the same model it is there already, and stays until that one ends. in_blocks: an
+        MMDiT as a `StreamedMMDiT`, with offload only.
         """
         if name in self._held:
             yield self._modules[name]
             return
         coming = self._coming.pop(name, None)
         module = coming and coming.result()
-        module = self._bring(name) if module is None else module
+        module = self._bring(name, in_blocks) if module is None else module
         self._modules[name] = module
         self._held.add(name)
         try:
@@ -181,33 +191,45 @@ class Residency:
             if self._offload:
                 self._leave(name)
 
-    def expect(self, name: str, has_room: Callable[[], bool]) -> None:
+    def expect(self, name: str, has_room: Callable[[], bool], *, in_blocks: bool = False) -> None:
         """Has the model brought by another thread while this one goes on, if it will have room beside what is at work.
 
         Without offloading it does nothing: there is nothing to gain, and room for all. What goes wrong is raised where
         the model is needed.
         """
         if self._offload and name not in self._held | self._coming.keys():
-            self._coming[name] = self._thread.submit(lambda: self._bring(name) if has_room() else None)
+            self._coming[name] = self._thread.submit(lambda: self._bring(name, in_blocks) if has_room() else None)
 
-    def _bring(self, name: str) -> nnx.Module:
+    def _bring(self, name: str, in_blocks: bool) -> nnx.Module | StreamedMMDiT:
+        if isinstance(self._waiting.get(name), Layers) != in_blocks:
+            self._waiting.pop(name, None)  # in the other form; the host might not hold both
+        if in_blocks:
+            return self._bring_in_blocks(name)
         if name in self._waiting:
             return to_devices(self._waiting[name], self._sharding)
         module = self._modules.get(name)
         return self._load(name) if module is None else jax.device_put(module, self._sharding)
 
+    def _bring_in_blocks(self, name: str) -> StreamedMMDiT:
+        layers = self._waiting.get(name) or self._load_layers(name)
+        self._waiting[name] = layers
+        bring = functools.partial(to_devices, sharding=self._sharding)
+        return StreamedMMDiT(layers._replace(rest=bring(layers.rest)), bring)
+
     def _leave(self, name: str) -> None:
         module = self._modules.pop(name)
         if name not in self._waiting:
             self._waiting[name] = to_host(module)
+        if isinstance(module, StreamedMMDiT):
+            module.forget()
+            module = module.rest
         for array in jax.tree.leaves(module):
             array.delete()
 
     def _load(self, name: str) -> nnx.Module:
-        module = self._source(name)
+        module = self._source.whole(name)
         if name == "mmdit" and self._adapters:
-            loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters]
-            module = jax.device_put(_merge(module, loaded), self._sharding)
+            module = jax.device_put(_merge(module, self._combined_lora()), self._sharding)
         if isinstance(module, MMDiT) and self.precision != FULL and quantizable(module):
             module = jax.device_put(_quantize(module, self.precision), self._sharding)
         devices = self._sharding.mesh.devices
@@ -215,18 +237,80 @@ class Residency:
             module = convolved_by(module, choose_convolution(devices.flat[0], self.dtype))
         return module
 
+    def _load_layers(self, name: str) -> Layers:
+        """In host memory; what changes weights does so on the devices, layer by layer."""
+        layers = self._source.in_layers(name)
+        combined = self._combined_lora() if name == "mmdit" and self._adapters else None
+        if combined is None and self.precision == FULL:
+            return layers
+        rest = layers.rest if combined is None else self._changed(_merge, layers.rest, lora.outside(combined, STACKS))
+        return Layers(
+            rest,
+            *(
+                tuple(
+                    self._changed(
+                        _change_block, block, combined and lora.layer(combined, stack, i), stack, self.precision
+                    )
+                    for i, block in enumerate(blocks)
+                )
+                for stack, blocks in zip(STACKS, layers[1:], strict=True)
+            ),
+        )
+
+    def _changed(self, change: Callable[..., nnx.Module], layer: nnx.Module, *how: Any) -> nnx.Module:
+        return to_host(jax.device_put(change(to_devices(layer, self._sharding), *how), self._sharding))
+
+    def _combined_lora(self) -> lora.LoRA:
+        return lora.stack((adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters)
+
     def _read(self, name: str) -> nnx.Module:
         return load_component(self.bundle.folder(name), self._abstract(name), shardings=self._sharding)
+
+    def _read_layers(self, name: str) -> Layers:
+        whole = self._abstract(name)
+        arrays = leaves.flatten(whole)
+        stacked = {leaf for leaf in arrays if leaf.startswith(tuple(f"{stack}." for stack in STACKS))}
+        found = load_rows(self.bundle.folder(name), arrays, stacked, to_host)
+        return _filled(whole, found)
 
     def _abstract(self, name: str) -> nnx.Module:
         return abstract_model(self.bundle.component(name), self.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _merge(module: nnx.Module, loras: Sequence[tuple[lora.LoRA, float]]) -> nnx.Module:
-    return lora.merge(module, lora.stack(loras))
+def _merge(module: nnx.Module, combined: lora.LoRA) -> nnx.Module:
+    return lora.merge(module, combined)
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
 def _quantize(module: nnx.Module, precision: str) -> nnx.Module:
     return quantize(module, precision)
+
+
+class _Block(nnx.Module):
+    """A block by itself, under the name of its stack, by which its projections are known."""
+
+    def __init__(self, stack: str, block: nnx.Module):
+        setattr(self, stack, block)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+def _change_block(block: nnx.Module, own: lora.LoRA | None, stack: str, precision: str) -> nnx.Module:
+    named = _Block(stack, block)
+    if own is not None:
+        named = lora.merge(named, own)
+    return getattr(quantize(named, precision), stack)
+
+
+def _filled(model: MMDiT, arrays: Mapping[str, Any]) -> Layers:
+    """A model in parts from its arrays by name, those of the stacks in lists of layers; `model` may be abstract."""
+    abstract = jax.eval_shape(cut, model)
+    own = {name: arrays[name] for name in leaves.flatten(abstract.rest)}
+    double, single = (
+        tuple(
+            leaves.unflatten(block, {leaf: arrays[f"{stack}.{leaf}"][index] for leaf in leaves.flatten(block)})
+            for index, block in enumerate(blocks)
+        )
+        for stack, blocks in zip(STACKS, abstract[1:], strict=True)
+    )
+    return Layers(leaves.unflatten(abstract.rest, own), double, single)

@@ -66,6 +66,7 @@ def describe(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
     devices: how many there are in all, to tell what would help.
     """
     setting, grid = given.setting, given.grid
+    in_blocks = ", the transformer block by block" if setting.in_blocks else ""
     height, width = given.size
     weights = ", ".join(
         f"{name} {gigabytes(each)} ({given.parameters[name] / 1e6:,.1f} M parameters)"
@@ -76,7 +77,7 @@ def describe(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
         f"latents {grid.t} x {grid.h} x {grid.w}: {grid.tokens} image tokens, {given.text_tokens} text tokens",
         f"{given.passes} forward passes for each video",
         f"weights, GB: {weights}",
-        f"on each device of {setting.mesh}, attention {setting.attention}, GB:",
+        f"on each device of {setting.mesh}, attention {setting.attention}{in_blocks}, GB:",
         f"  {'stage':24} {'weights':>8} {'the rest':>9} {'together':>9}",
     ]
     for stage in given.stages:
@@ -100,7 +101,7 @@ def shortage(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
     needed = f"{given.peak.name} needs {gigabytes(given.peak.total)} GB on each device"
     there = "whose memory is not known" if room is None else f"of {gigabytes(room)} GB"
     short = given.fits(room) is False
-    for words, other in remedies(bundle, given, devices):
+    for words, other in remedies(bundle, given, room, devices):
         if not short or other.fits(room):
             return f"{needed} {there}: {words} needs {gigabytes(other.peak.total)} GB"
     return f"{needed} {there}: no option of osjax generate makes it fit; take a device with more memory"
@@ -111,18 +112,19 @@ def gigabytes(value: float) -> str:
     return f"{value:.3g}"
 
 
-def remedies(bundle: Bundle, given: Estimate, devices: int) -> Iterator[tuple[str, Estimate]]:
+def remedies(bundle: Bundle, given: Estimate, room: float | None, devices: int) -> Iterator[tuple[str, Estimate]]:
     """What needs less than `given`, as it is written on the command line, with what is needed then.
 
-    Each option by itself, the mildest first, then each with offloading, last of all those that make videos smaller with
-    all that saves memory otherwise; devices: how many there are in all.
+    Each option by itself, the mildest first, then each with (more) offloading, last of all those that make videos
+    smaller with all that saves memory otherwise; room: GB of each device, where they tell; devices: how many there are
+    in all.
     """
     plain = given.setting
     in_8_bits = _quantized(bundle) if bundle.component(plain.roles.mmdit).precision == FULL else None
-    bases = [("", plain)] if plain.offload else [("", plain), ("--offload True ", _offloaded(plain))]
-    for prefix, base in bases:
-        if not base.offload:
-            yield from _lesser(bundle, given, "--offload True", _offloaded(base))
+    bases = [("", plain), *_offloaded(bundle, plain, room)]
+    for place, (prefix, base) in enumerate(bases):
+        for more, offloaded in bases[place + 1 :]:
+            yield from _lesser(bundle, given, more.strip(), offloaded)
         for words, setting in _harmless(base, devices):
             yield from _lesser(bundle, given, prefix + words, setting)
         if in_8_bits:
@@ -144,8 +146,16 @@ def _lesser(bundle: Bundle, given: Estimate, words: str, setting: Setting) -> It
         yield words, found
 
 
-def _offloaded(setting: Setting) -> Setting:
-    return dataclasses.replace(setting, offload=True, beside=())
+def _offloaded(bundle: Bundle, setting: Setting, room: float | None) -> Iterator[tuple[str, Setting]]:
+    """The setting with offloading, or if it has that with the transformer's blocks one by one, if it has not."""
+    in_blocks = dataclasses.replace(setting, offload=True, beside=(), in_blocks=True)
+    if not setting.offload:
+        as_a_whole = dataclasses.replace(in_blocks, in_blocks=False)
+        # Which of them this option is, the pipeline decides in the same way.
+        whole_fits = room is None or estimate(bundle, as_a_whole).transformer_fits(room)
+        yield "--offload True ", as_a_whole if whole_fits else in_blocks
+    elif not setting.in_blocks:
+        yield "--offload_blocks True ", in_blocks
 
 
 def _quantized(bundle: Bundle) -> Bundle:

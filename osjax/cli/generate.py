@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
-_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload", "dry_run"})
+_FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload", "offload_blocks", "dry_run"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Model:
     dtype: str
     precision: str
     offload: bool
+    offload_blocks: bool | None
     attention: str
 
 
@@ -99,7 +100,8 @@ def plan(config: ConfigDict) -> Plan:
     outputs = batch.plan_outputs(rows, fallback=name, samples=config.num_sample)
     jobs = [_job(config, columns, output) for output in outputs]
     lora = parse_lora(config.lora or "")
-    model = Model(config.ckpt_path, lora, config.mesh, config.dtype, config.precision, config.offload, config.attention)
+    means = config.dtype, config.precision, config.offload, config.offload_blocks, config.attention
+    model = Model(config.ckpt_path, lora, config.mesh, *means)
     return Plan(model, jobs, config.batch_size, illustration=read_illustration(config))
 
 
@@ -122,7 +124,8 @@ def plan_repeat(read: options.Options) -> Plan:
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
     lora = parse_lora(config.lora or "")
-    model = Model(config.ckpt_path, lora, mesh, origin.dtype, origin.precision, config.offload, origin.attention)
+    means = origin.dtype, origin.precision, config.offload, config.offload_blocks, origin.attention
+    model = Model(config.ckpt_path, lora, mesh, *means)
     # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
     return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)
 
@@ -325,7 +328,7 @@ def _compare(old: provenance.Provenance, new: provenance.Provenance) -> None:
     if new.frames_sha256 == old.frames_sha256:
         _say("same frames, bit for bit")
         return
-    names = ("osjax_version", "jax_version", "device")
+    names = ("osjax_version", "jax_version", "device", "in_blocks")
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     _say(f"the frames differ; changed since: {', '.join(changed) or 'nothing that the file tells'}")
 

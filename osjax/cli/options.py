@@ -81,6 +81,8 @@ HELP = {
         "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
         "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has",
         "offload": "keep only the model at work on the device",
+        "offload_blocks": "with offload: of the transformer keep only the blocks at work; where it would not fit as a "
+        "whole if left out",
     },
 }
 

@@ -84,4 +84,5 @@ def drawn(model: generate.Model, *, published: bool) -> Pipeline:
     mesh = make_mesh(parse_mesh(model.mesh))
     dtype, precision = DTYPES[model.dtype], chosen_precision(bundle, model.precision, mesh.devices.flat[0])
     residency = random_weights.residency(bundle, mesh, dtype, offload=model.offload, precision=precision)
-    return Pipeline.over(residency, mesh, model.dtype, model.attention, RANDOM, progress=False)
+    blocks = model.offload_blocks
+    return Pipeline.over(residency, mesh, model.dtype, model.attention, RANDOM, progress=False, offload_blocks=blocks)

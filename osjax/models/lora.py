@@ -141,6 +141,19 @@ def stack(loras: Iterable[tuple[LoRA, float]]) -> LoRA:
     return LoRA({name: _side_by_side(each) for name, each in parts.items()}, 1.0)
 
 
+def layer(lora: LoRA, stack: str, index: int) -> LoRA:
+    """What of an adapter is for one layer of the stack of that name."""
+    own = {name: each for name, each in lora.factors.items() if name.startswith(f"{stack}.")}
+    return dataclasses.replace(lora, factors={name: Factors(a[index], b[index]) for name, (a, b) in own.items()})
+
+
+def outside(lora: LoRA, stacks: Iterable[str]) -> LoRA:
+    """What of an adapter is for none of these stacks."""
+    prefixes = tuple(f"{stack}." for stack in stacks)
+    factors = {name: each for name, each in lora.factors.items() if not name.startswith(prefixes)}
+    return dataclasses.replace(lora, factors=factors)
+
+
 def check(model: nnx.Module, lora: LoRA) -> None:
     """Raises one OsjaxError that lists all factors that no projection of the model takes; either may be abstract."""
     known = projections(model)

@@ -20,14 +20,15 @@ Tree = TypeVar("Tree")
 def to_host(tree: Tree) -> Tree:
     """A copy in this host's memory of arrays that every device has whole; when it returns, they may be deleted.
 
-    Page-locked as far as the process may lock so much, else in ordinary memory.
+    Page-locked as far as the process may lock so much, else in ordinary memory. NumPy's arrays, which are in the host's
+    memory already, are copied too.
     """
     try:
         return jax.block_until_ready(jax.tree.map(_page_locked, tree))
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return jax.tree.map(lambda array: np.asarray(_here(array)), tree)
+        return jax.tree.map(lambda array: np.array(_here(array)), tree)
 
 
 def to_devices(tree: Tree, sharding: Sharding) -> Tree:
@@ -42,11 +43,12 @@ def to_devices(tree: Tree, sharding: Sharding) -> Tree:
     return jax.tree.map(one, *copies)
 
 
-def _page_locked(array: jax.Array) -> jax.Array:
+def _page_locked(array: jax.Array | np.ndarray) -> jax.Array:
     here = _here(array)
-    return jax.device_put(here, SingleDeviceSharding(here.device, memory_kind="pinned_host"))
+    device = here.device if isinstance(here, jax.Array) else jax.local_devices()[0]
+    return jax.device_put(here, SingleDeviceSharding(device, memory_kind="pinned_host"))
 
 
-def _here(array: jax.Array) -> jax.Array:
+def _here(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """The array as the first of this host's devices has it."""
-    return array.addressable_shards[0].data
+    return array.addressable_shards[0].data if isinstance(array, jax.Array) else array

@@ -77,12 +77,7 @@ def cached_forward(
     block = jax.tree.map(lambda leaf: leaf[0], model.double_blocks)
     after_bnf, _ = block(img_bnf, txt_blf, vec_bf, rope, attention, operations)
     first_bnf = after_bnf - img_bnf
-
-    def size(x_bnf: jax.Array) -> jax.Array:
-        return everywhere(jnp.sum(jnp.abs(x_bnf.astype(jnp.float32)).sum(axis=-1) * valid_bn))
-
-    change = size(first_bnf - kept.first_bnf) / jnp.maximum(size(kept.first_bnf), jnp.finfo(jnp.float32).tiny)
-    full = ~kept.known | (change >= limit)
+    full = is_due(kept, first_bnf, limit, valid_bn, everywhere)
 
     def compute() -> tuple[jax.Array, Kept]:
         x_bnf = model.blocks(img_bnf, txt_blf, vec_bf, rope, attention, operations=operations)
@@ -93,3 +88,19 @@ def cached_forward(
 
     x_bnf, kept = jax.lax.cond(full, compute, add_again)
     return model.final_layer(x_bnf, vec_bf), kept, full
+
+
+def is_due(
+    kept: Kept,
+    first_bnf: jax.Array,
+    limit: jax.Array,
+    valid_bn: jax.Array,
+    everywhere: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Whether a branch must be computed in full, by what its first block adds now; arguments as in `cached_forward`."""
+
+    def size(x_bnf: jax.Array) -> jax.Array:
+        return everywhere(jnp.sum(jnp.abs(x_bnf.astype(jnp.float32)).sum(axis=-1) * valid_bn))
+
+    change = size(first_bnf - kept.first_bnf) / jnp.maximum(size(kept.first_bnf), jnp.finfo(jnp.float32).tiny)
+    return ~kept.known | (change >= limit)

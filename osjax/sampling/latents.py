@@ -17,8 +17,9 @@ from osjax.models.rope import rope_table
 from osjax.sampling import guidance, schedule
 from osjax.sampling.caching import SPEEDS
 from osjax.sampling.condition import ConditionKind, condition, replace_references
-from osjax.sampling.denoise import Branches, Where, denoise
+from osjax.sampling.denoise import denoise
 from osjax.sampling.geometry import LatentGrid, image_ids, pack, unpack
+from osjax.sampling.step import Branches, Where
 
 
 class Text(NamedTuple):

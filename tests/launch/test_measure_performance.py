@@ -155,6 +155,20 @@ def test_the_table_has_figures_goals_and_what_is_published():
 # --- running
 
 
+@pytest.mark.parametrize(("stage", "fraction"), [("t2v", None), ("t2v_24gb", 0.257), ("t2v_40gb", 0.4285)])
+def test_smaller_cards_are_parts_of_this_one(monkeypatch, tmp_path, stage, fraction):
+    """On a stand-in for a tool of GPUs, which is not here."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 81920\n")
+    tool.chmod(0o755)
+    child = Child(stage, "256px", 3, tiny=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    limits = {name: float(value) for name, value in measure_performance.limit_memory(child).items()}
+    assert limits == ({} if fraction is None else {"XLA_PYTHON_CLIENT_MEM_FRACTION": pytest.approx(fraction, abs=1e-3)})
+    monkeypatch.setenv("PATH", "")
+    assert measure_performance.limit_memory(child) == {}
+
+
 def test_every_stage_has_its_process():
     assert performance_stages.STAGES.keys() | {"torch"} == STAGES.keys()
     names = [child.name for child in planned(["whole", "ceilings", "t2v"], SIZES, 3, tiny=False)]

@@ -15,10 +15,11 @@ from tests.small_models import SMALL
 REQUEST = Request("-", resolution=None, height=32, width=32, num_frames=5, num_steps=12)
 
 
-def pipeline(mesh="data=1,seq=1", *, offload=False):
+def pipeline(mesh="data=1,seq=1", *, offload=False, offload_blocks=None):
     devices = make_mesh(parse_mesh(mesh))
     residency = random_weights.residency(random_weights.bundle_of(SMALL), devices, jnp.float32, offload=offload)
-    return Pipeline.over(residency, devices, "fp32", "auto", "random weights", progress=False)
+    how = {"progress": False, "offload_blocks": offload_blocks}
+    return Pipeline.over(residency, devices, "fp32", "auto", "random weights", **how)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,19 @@ def test_parts_and_passes_are_those_of_the_estimate(options, times):
 def test_several_at_once_over_a_mesh_with_models_that_wait():
     request = dataclasses.replace(REQUEST, cond_type="i2v_head", refs=("-",))
     measured = benchmark.measure(pipeline("data=2,seq=2", offload=True), [request] * 2, 1, progress=False)
-    assert {part.name: part.times for part in measured.parts}["reference"] == 2
+    times = {part.name: part.times for part in measured.parts}
+    assert times["reference"] == 2
+    assert times["transformer comes"] == 1, "once a video, not at each step"
     assert measured.videos == 2
+
+
+def test_a_transformer_that_comes_block_by_block():
+    drawer = pipeline(offload=True, offload_blocks=True)
+    measured = benchmark.measure(drawer, [REQUEST], 1, progress=False)
+    assert {"step of 1", "step of 2", "transformer comes"} <= {part.name for part in measured.parts}
+    (load,) = [each for each in measured.loads if each.name == "mmdit"]
+    assert load.gigabytes == pytest.approx(drawer.bundle.components["mmdit"].parameters * 4e-9)
+    assert "" not in benchmark.compile_all(drawer, [REQUEST], progress=False)
 
 
 def test_what_cannot_be_drawn_is_told_first():

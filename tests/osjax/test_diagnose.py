@@ -12,6 +12,8 @@ from osjax.errors import OsjaxError
 from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
 from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.dc_ae import DCAE, DCAEConfig
+from osjax.models.streamed import cut
+from osjax.parallel.host_memory import to_host
 from osjax.pipeline import Pipeline
 from osjax.request import Request
 
@@ -56,6 +58,24 @@ def test_the_first_block_is_named(component, leaf, layer, options, says):
     with pytest.raises(OsjaxError, match=says) as told:
         broken(component, leaf, 6e4 if component == "mmdit" else jnp.inf, layer, **options)(REQUEST)
     assert "nothing was saved" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "layer", "says"),
+    [
+        ("single_blocks.mlp_in.kernel", 3, "after step 1 of 3 .* in single block 4: .*use --dtype bf16"),
+        ("double_blocks.img.mlp_in.kernel", 1, "first in double block 2: "),
+        ("final_layer.linear.kernel", ..., "first in the final layer: "),
+        ("img_in.kernel", ..., "first before double block 1: "),
+    ],
+)
+def test_the_first_block_is_named_where_they_come_one_by_one(leaf, layer, says):
+    with broken("mmdit", leaf, 6e4, layer).residency.on_device("mmdit") as model:
+        layers = to_host(cut(model))
+    pipeline = Pipeline.load(dtype="fp16", offload=True, offload_blocks=True, progress=False)
+    pipeline.residency._waiting["mmdit"] = layers
+    with pytest.raises(OsjaxError, match=says):
+        pipeline(REQUEST)
 
 
 def test_frames_that_are_not_finite_name_the_level():

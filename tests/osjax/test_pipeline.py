@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from osjax import room
 from osjax.errors import OsjaxError
 from osjax.pipeline import Pipeline
 from osjax.request import Request
@@ -87,6 +88,39 @@ def test_offload_draws_the_same_from_a_picture(pipeline, picture):
     """The transformer may come while the picture is encoded."""
     asked = request(cond_type="i2v_head", refs=(picture,))
     np.testing.assert_array_equal(load(offload=True)(asked).frames, pipeline(asked).frames)
+
+
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=2"])
+def test_blocks_that_come_one_by_one_draw_the_same(alone, mesh):
+    pipeline = load(offload=True, offload_blocks=True, mesh=mesh)
+    for _ in range(2):  # from disk, then from host memory
+        video = pipeline(request())
+        assert_same_frames(video, alone)
+        assert video.provenance.in_blocks
+        assert video.provenance.forward_passes == alone.provenance.forward_passes
+    assert not alone.provenance.in_blocks
+
+
+def test_blocks_come_one_by_one_from_a_picture_too(pipeline, picture):
+    asked = request(cond_type="i2v_head", refs=(picture,), speed="fast", num_steps=6)
+    assert_same_frames(load(offload=True, offload_blocks=True)(asked), pipeline(asked))
+
+
+@pytest.mark.parametrize(("gigabytes", "in_blocks"), [(1000.0, False), (0.001, True)])
+def test_with_offload_they_do_where_the_transformer_would_not_fit(monkeypatch, alone, gigabytes, in_blocks):
+    monkeypatch.setattr(room, "least", lambda devices: room.Memory(gigabytes, gigabytes))  # CPUs do not tell
+    pipeline = load(offload=True)
+    assert pipeline.in_blocks([request()]) == in_blocks
+    assert not load(offload=False).in_blocks([request()])
+    assert not load(offload=True, offload_blocks=False).in_blocks([request()])
+    video = pipeline(request())
+    assert video.provenance.in_blocks == in_blocks
+    assert_same_frames(video, alone)
+
+
+def test_blocks_are_offloaded_with_the_rest_or_not_at_all():
+    with pytest.raises(OsjaxError, match="give --offload True too"):
+        load(offload=False, offload_blocks=True)
 
 
 def test_a_reference_shows_in_the_first_frame(pipeline, picture):

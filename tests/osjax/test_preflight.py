@@ -88,6 +88,29 @@ def test_without_offload_what_was_used_stays():
     assert goes == [9.5, 0.2, 23.8, 0.5]
 
 
+def test_in_blocks_a_few_of_them_are_there():
+    whole, parts = (
+        {each.name: each for each in estimate(PUBLISHED, dataclasses.replace(setting(**what), in_blocks=way)).stages}
+        for what in [{"resolution": "768px"}]
+        for way in (False, True)
+    )
+    block, around = 36 * 3072**2, COUNTS["mmdit"] - (19 * 36 + 38 * 15) * 3072**2
+    assert parts["denoise"].weights == pytest.approx((3 * block + around) * 2 / 1e9, rel=0.05)
+    # Three branches wait, and one is at work; without blocks there is one at a time.
+    assert 0.9 <= parts["denoise"].activations / whole["denoise"].activations <= 1.5
+    assert [each for each in whole if parts[each] != whole[each]] == ["denoise"]
+
+
+@pytest.mark.parametrize("speed", ["exact", "fast"])
+def test_in_blocks_it_is_less_on_several_devices(speed):
+    def rest(**shape):
+        asked = setting(resolution="768px", speed=speed, mesh=MeshShape(**shape))
+        stages = estimate(PUBLISHED, dataclasses.replace(asked, in_blocks=True)).stages
+        return next(each.activations for each in stages if each.name == "denoise")
+
+    assert rest(seq=8) < rest(seq=2) < 0.7 * rest()
+
+
 def test_an_approximation_keeps_what_blocks_added():
     """Two arrays of 3072 features for each of three branches, in bf16; loops may hand them on as copies."""
     exact, fast = (stage("denoise", resolution="256px", speed=speed).activations for speed in ("exact", "fast"))
@@ -106,7 +129,7 @@ def test_an_approximation_keeps_what_blocks_added():
 )
 def test_the_transformer_may_come_early_where_that_takes_no_more(kind, resolution, during, allowed):
     told = found(cond_type=kind, refs=("a",), resolution=resolution)
-    assert told.allows("mmdit", during=during) == allowed
+    assert told.allows_transformer(during=during) == allowed
 
 
 def test_references_are_a_stage_where_there_are_some():

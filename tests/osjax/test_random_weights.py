@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from osjax import random_weights
+from osjax.models.streamed import cut
 from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.residency import abstract_model
 from tests.small_models import SMALL
 
 
@@ -30,6 +32,19 @@ def test_drawn_alike_on_every_mesh(mesh):
     for ours, theirs in zip(drawn, alone, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert any(np.asarray(leaf).std() > 0 for leaf in drawn)
+
+
+def test_an_mmdit_is_drawn_in_parts_of_the_same_shapes():
+    component = random_weights.bundle_of(SMALL).components["mmdit"]
+    mesh = make_mesh(parse_mesh("data=1,seq=2"))
+    parts = random_weights.draw_layers(component, mesh, jnp.bfloat16)
+    whole = jax.eval_shape(cut, abstract_model(component, jnp.bfloat16))
+    assert jax.tree.structure(parts) == jax.tree.structure(whole)
+    for found, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        assert found.sharding.memory_kind == "pinned_host"
+    first, second, *_ = (np.asarray(block.out.kernel[...], np.float32) for block in parts.single)
+    assert (first != second).any()
 
 
 @pytest.mark.parametrize("offload", [True, False])

@@ -1,5 +1,6 @@
 """Models come to the devices, wait in host memory, and come back as they were."""
 
+import dataclasses
 import threading
 
 import jax
@@ -7,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from osjax import adapters, leaves
 from osjax import residency as residency_module
 from osjax.bundle import read_bundle
+from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
+from osjax.models import lora
 from osjax.models.quantized import PRECISIONS
+from osjax.models.streamed import cut
 from osjax.parallel import host_memory
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import EMBEDDED
@@ -80,6 +85,74 @@ def test_blocks_are_there_in_8_bits_on_every_device_and_come_back_to_the_bit(off
         np.testing.assert_array_equal(first.view(np.uint8), again.view(np.uint8))
     with parts.on_device("clip") as model:
         assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=4"])
+@pytest.mark.parametrize("precision", ["full", "fp8", "int8"])
+def test_a_transformer_in_blocks_has_the_weights_of_the_whole_one(mesh, precision):
+    bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh(mesh))
+    models = Residency(bundle, devices, jnp.bfloat16, offload=True, precision=precision)
+    with models.on_device("mmdit") as whole:
+        wanted = host_memory.to_host(cut(whole))
+    for _ in range(2):  # from disk, and from host memory
+        with models.on_device("mmdit", in_blocks=True) as parts:
+            same_to_the_bit(parts.layers, wanted)
+            block = parts.block(1, then=2)
+            same_to_the_bit(block, wanted.double[1])
+            there = jax.tree.leaves((parts.rest, block))
+            assert {leaf.sharding.memory_kind for leaf in there} == {"device"}
+            assert {len(leaf.sharding.device_set) for leaf in there} == {devices.size}
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(parts.rest))
+    with models.on_device("mmdit") as whole:  # and back as a whole
+        same_to_the_bit(cut(whole), wanted)
+
+
+@pytest.mark.parametrize("precision", ["full", "int8"])
+def test_a_transformer_in_blocks_has_the_loras_of_the_whole_one(tmp_path, precision):
+    bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=2"))
+    abstract = residency()._abstract("mmdit")
+    targets = ("img.proj", "qkv.lin", "single_blocks.out", "img_in", "final_layer.linear")
+    style = lora.init(abstract, 3, 6.0, targets, jax.random.key(1))
+    style = dataclasses.replace(
+        style, factors={n: lora.Factors(a, a.mean() + 0.1 + f) for n, (a, f) in style.factors.items()}
+    )
+    adapters.save(tmp_path / "style", style, abstract.config)
+    models = Residency(bundle, devices, jnp.bfloat16, offload=True, precision=precision)
+    models.adapt([(adapters.read(tmp_path / "style"), 0.5)])
+    with models.on_device("mmdit") as whole:
+        wanted = host_memory.to_host(cut(whole))
+    with models.on_device("mmdit", in_blocks=True) as parts:
+        same_to_the_bit(parts.layers, wanted)
+    models.adapt([])
+    with models.on_device("mmdit", in_blocks=True) as parts, pytest.raises(AssertionError):
+        same_to_the_bit(parts.layers, wanted)
+
+
+def test_layers_are_read_as_a_converter_writes_them_and_as_training_does(tmp_path):
+    """Layer by layer in many parts, or whole stacks."""
+    bundle = read_bundle(EMBEDDED)
+    with residency(offload=False).on_device("mmdit") as module:
+        wanted = cut(module)
+        component = tmp_path / bundle.component("mmdit").folder
+        component.mkdir(parents=True)
+        writer = PartWriter(component, part_bytes=30_000)
+        for leaf, array in leaves.flatten(module).items():
+            stacked = leaf.startswith(("double_blocks.", "single_blocks."))
+            for layer, row in enumerate(array) if stacked else [(None, array)]:
+                writer.add(leaf, layer, row)
+        writer.close()
+    other = Residency(
+        dataclasses.replace(bundle, path=tmp_path), make_mesh(parse_mesh("seq=1")), jnp.bfloat16, offload=True
+    )
+    with other.on_device("mmdit", in_blocks=True) as parts:
+        same_to_the_bit(parts.layers, wanted)
+
+
+def same_to_the_bit(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(arrays(found), arrays(wanted), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
 
 
 @pytest.mark.parametrize("left_before", [False, True])

@@ -18,9 +18,9 @@ def device(**stats):
     return types.SimpleNamespace(memory_stats=lambda: stats or None)
 
 
-def given(count=1, offload=False, **options):
-    setting = Setting((Request("a", **options),) * count, MeshShape(), jnp.bfloat16, offload, "cudnn")
-    return estimate(PUBLISHED, setting)
+def given(count=1, offload=False, in_blocks=False, **options):
+    requests = (Request("a", **options),) * count
+    return estimate(PUBLISHED, Setting(requests, MeshShape(), jnp.bfloat16, offload, "cudnn", in_blocks=in_blocks))
 
 
 def test_the_least_that_every_device_has():
@@ -35,17 +35,17 @@ def test_the_least_that_every_device_has():
     ("memory", "devices", "options", "helps"),
     [
         (40, 1, {}, "--offload True needs 25 GB"),
-        (34, 1, {"resolution": "768px", "offload": True, "count": 2}, "--batch_size 1 needs 30.7 GB"),
-        (29, 8, {"resolution": "768px", "offload": True}, "--mesh data=1,seq=2 needs"),
+        (34, 1, {"resolution": "768px", "offload": True, "count": 2}, "--offload_blocks True needs 1"),
+        (29, 8, {"resolution": "768px", "offload": True}, "--offload_blocks True needs 12.6 GB"),
+        (24, 1, {}, "--offload True needs 10.3 GB"),
+        (16, 1, {"resolution": "768px"}, "--offload True needs 12.6 GB"),
         (
-            24,
-            1,
-            {"offload": True},
-            "with a bundle of osjax convert --quantize fp8 (int8 for GPUs older than Ada) needs 1",
+            12,
+            8,
+            {"resolution": "768px", "offload": True, "in_blocks": True, "count": 2},
+            "--resolution 256px needs 10.4 GB",
         ),
-        (24, 1, {}, "--offload True with a bundle of osjax convert --quantize fp8"),
-        (20, 1, {"resolution": "768px"}, "--offload True --resolution 256px with a bundle of osjax convert"),
-        (16, 1, {"offload": True}, "--num_frames 65 with a bundle of osjax convert --quantize fp8"),
+        (12, 1, {"resolution": "768px"}, "--offload True --resolution 256px needs 10.3 GB"),
         (10, 1, {}, "no option of osjax generate makes it fit"),
         (80, 1, {}, "--offload True needs 25 GB"),  # it ought to fit: other programs may be there
         (None, 1, {}, "whose memory is not known: --offload True needs 25 GB"),
@@ -60,10 +60,14 @@ def test_the_first_option_that_helps(memory, devices, options, helps):
 
 def test_remedies_need_less_and_go_with_the_request():
     told = given(cond_type="v2v_head", refs=("a.mp4",), offload=True)
-    options = [words for words, _ in room.remedies(PUBLISHED, told, 1)]
+    options = [words for words, _ in room.remedies(PUBLISHED, told, None, 1)]
     frames = ["--num_frames 65", "--num_frames 33"]  # fewer than the reference gives cannot be drawn
-    assert options == [room.WITH_8_BITS, *frames, *(f"{each} {room.WITH_8_BITS}" for each in frames)]
-    assert all(other.peak.total < told.peak.total for _, other in room.remedies(PUBLISHED, told, 1))
+    blocks = "--offload_blocks True"
+    plain = [blocks, room.WITH_8_BITS, *frames]
+    offloaded = [room.WITH_8_BITS, *frames]
+    assert options[: len(plain)] == plain
+    assert set(options[len(plain) :]) >= {f"{blocks} {each}" for each in offloaded}
+    assert all(other.peak.total < told.peak.total for _, other in room.remedies(PUBLISHED, told, None, 1))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from osjax.models.rope import rope_table
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import guidance
 from osjax.sampling.condition import condition_kind
-from osjax.sampling.denoise import Branches, Where, denoise
+from osjax.sampling.denoise import denoise
 from osjax.sampling.geometry import pack
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.sampling.step import Branches, Where
 from tests.parity import cases
 from tests.parity.test_mmdit import build
 

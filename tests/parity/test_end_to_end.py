@@ -11,10 +11,10 @@ from osjax.media import read_reference, to_uint8
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import schedule
 from osjax.sampling.condition import condition_kind
-from osjax.sampling.denoise import Where
 from osjax.sampling.geometry import latent_grid
 from osjax.sampling.guidance import Guidance
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.sampling.step import Where
 from tests.parity import cases
 from tests.parity.test_mmdit import build as build_mmdit
 

@@ -15,8 +15,9 @@ from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import Pipeline
 from osjax.sampling import guidance, schedule
 from osjax.sampling.caching import SPEEDS, Reuse
-from osjax.sampling.denoise import Branches, Where, denoise
+from osjax.sampling.denoise import denoise
 from osjax.sampling.geometry import image_ids, latent_grid
+from osjax.sampling.step import Branches, Where
 from osjax.training.scoring import psnr
 
 SIZES = {"in_channels": 8, "vec_in_dim": 6, "context_in_dim": 10, "hidden_size": 16, "num_heads": 2}

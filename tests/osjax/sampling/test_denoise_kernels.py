@@ -15,7 +15,7 @@ from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.parallel.ulysses import JointSequence
-from osjax.sampling.denoise import Branches, Where, euler_step
+from osjax.sampling.step import Branches, Where, euler_step
 
 CONFIG = MMDiTConfig(
     vec_in_dim=32, context_in_dim=48, hidden_size=256, num_heads=2, depth=2, depth_single_blocks=3, mlp_ratio=3.0

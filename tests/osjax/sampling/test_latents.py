@@ -10,8 +10,8 @@ from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.sampling import guidance
 from osjax.sampling.condition import condition_kind
-from osjax.sampling.denoise import Where
 from osjax.sampling.latents import SamplingOptions, Text, sample_latents
+from osjax.sampling.step import Where
 
 CONFIG = MMDiTConfig(
     in_channels=8,
