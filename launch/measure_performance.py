@@ -41,9 +41,10 @@ from osjax.files import make_folder, replacing  # noqa: E402
 
 SIZES = ("256px", "768px")
 OUT = ROOT / "docs" / "performance" / "results.json"
-# Stage → what it must fill in; the first is of the device, whatever the size.
+# Stage → what it must fill in at each size.
 STAGES: dict[str, tuple[str, ...]] = {
     "ceilings": (),
+    "load": (),
     "counts": (),
     "attention": ("attention_tflops", "cudnn_tflops"),
     "forward": ("forward_s",),
@@ -57,7 +58,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "torch": ("torch_forward_s",),
     "whole": ("t2v_exact_s",),
 }
-WHOLE, CEILINGS, COUNTS = "whole", "ceilings", "counts"
+WHOLE, CEILINGS, COUNTS, LOAD = "whole", "ceilings", "counts", "load"
+ONCE = (CEILINGS, LOAD)  # of the machine, whatever the size of a video
 TAKE_OPTIONS = ("t2v", "i2v", WHOLE)
 # Smaller cards are this device with less memory for XLA: of 24 and 40 GB what is left for it if given 92 %.
 LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
@@ -86,7 +88,7 @@ class Child:
 
     @property
     def name(self) -> str:
-        return self.stage if self.stage == CEILINGS else f"{self.stage} {self.size}"
+        return self.stage if self.stage in ONCE else f"{self.stage} {self.size}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def merged(results: Mapping[str, Any], child: Child, ended: Ended, date: str) ->
 
     A failure is told only where there is no figure yet.
     """
-    place = CEILINGS if child.stage == CEILINGS else child.size
+    place = CEILINGS if child.stage in ONCE else child.size
     known = dict(results.get(place, {}))
     if ended.found is None:
         gaps = [key for key in STAGES[child.stage] if known.get(key, _absent(""))["value"] is None]
@@ -270,9 +272,7 @@ def planned(stages: Sequence[str], sizes: Sequence[str], runs: int, *, tiny: boo
     """The children of a run, in order: what is quick at all sizes first, drawing whole videos last."""
     order = [stage for stage in STAGES if stage in stages]
     return [
-        Child(stage, size, runs, tiny, options)
-        for stage in order
-        for size in (sizes[:1] if stage == CEILINGS else sizes)
+        Child(stage, size, runs, tiny, options) for stage in order for size in (sizes[:1] if stage in ONCE else sizes)
     ]
 
 

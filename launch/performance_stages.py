@@ -19,6 +19,7 @@ import json
 import platform
 import shlex
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from launch import measure_attention, measure_training, roofline
 from launch.measure_handover import TINY
 from launch.measure_performance import SIZES
-from osjax import benchmark, random_weights, room
+from osjax import benchmark, leaves, random_weights, room
 from osjax.benchmark import peak_gigabytes, timed
+from osjax.checkpoint import PartWriter, load_component
 from osjax.cli import trial
 from osjax.kernels.convolution import xla_convolution
 from osjax.liveness import tree_bytes
@@ -43,10 +46,13 @@ from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
+from osjax.models.streamed import STACKS
 from osjax.parallel.mesh import MeshShape, make_mesh
+from osjax.parallel.specs import SPECS
 from osjax.pipeline import Pipeline, Texts, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
+from osjax.residency import abstract_model
 from osjax.sampling import geometry, schedule
 from osjax.sampling.caching import Reuse
 from osjax.sampling.denoise import denoise
@@ -268,6 +274,25 @@ def counts(size: str, runs: int, *, tiny: bool) -> Figures:
     return {name: dataclasses.asdict(each) for name, each in work.items()}
 
 
+def load(size: str, runs: int, *, tiny: bool) -> Figures:
+    """Reading the MMDiT from a disk's cache onto the device, in parts such as a converter writes."""
+    del size
+    component = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]}).component("mmdit")
+    mesh = make_mesh(MeshShape())
+    abstract, everywhere = abstract_model(component, jnp.bfloat16), NamedSharding(mesh, SPECS.everywhere)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = PartWriter(Path(folder))
+        for leaf, array in leaves.flatten(random_weights.draw(component, mesh, jnp.bfloat16)).items():
+            stacked = leaf.startswith(tuple(f"{stack}." for stack in STACKS))
+            for layer in range(len(array)) if stacked else [None]:
+                writer.add(leaf, layer, np.asarray(array if layer is None else array[layer]))
+        writer.close()
+        seconds, first = timed(lambda: load_component(Path(folder), abstract, shardings=everywhere), runs)
+    gigabytes = tree_bytes(abstract) / GB
+    how = f"median of {runs} after a first: {gigabytes:.3g} GB of the MMDiT, parts of 64 MB, from the disk's cache"
+    return {"load_gb_per_s": entry(gigabytes / seconds, how, first_s=round(first + seconds, 2))}
+
+
 def ceilings(size: str, runs: int, *, tiny: bool) -> Figures:
     side, bytes_read = (64, 2**16) if tiny else (8192, 2**31)
     x = jnp.ones(bytes_read // 2, jnp.bfloat16)
@@ -297,6 +322,7 @@ STAGES: dict[str, Callable[..., Figures]] = {
     "whole": whole,
     "counts": counts,
     "ceilings": ceilings,
+    "load": load,
 }
 
 

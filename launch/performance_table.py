@@ -55,6 +55,9 @@ def table(results: Mapping[str, Any], sizes: Sequence[str]) -> str:
             cells += [_cell(results[size].get(row.key), goal, row.at_least)]
             cells += [f"{sign} {goal:g}" if goal else "", f"{row.published[place]:g}" if row.published else ""]
         lines.append(f"| {' | '.join(cells)} |")
+    load = results.get("ceilings", {}).get("load_gb_per_s")
+    if load and load["value"]:
+        lines += ["", f"Reading the MMDiT from the disk's cache: {load['value']:.3g} GB/s (goal 2.5)."]
     lines += ["", "~: multiplied or summed, not measured as a whole. Bold: the goal is met.", ""]
     lines += ["| floor | TFLOP | GB | floor, s | due to | measured, s | gap |", "|---|---|---|---|---|---|---|"]
     for _, size in there:

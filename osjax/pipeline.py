@@ -21,12 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from osjax import adapters, provenance, room
+from osjax import adapters, pixels, provenance, room
 from osjax.bundle import Bundle, read_bundle
 from osjax.diagnose import first_bad_layer, not_finite
 from osjax.errors import OsjaxError
 from osjax.kernels.attention import choose_attention
-from osjax.media import to_model, to_uint8
+from osjax.media import to_model
 from osjax.models.operations import operations_for
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
 from osjax.preflight import REFERENCES, Estimate, Setting, estimate
@@ -44,7 +44,6 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}
 
 log = logging.getLogger(__name__)
-_BROKEN = "convert the bundle again"
 
 
 @jax.jit
@@ -289,9 +288,9 @@ class Pipeline:
                 log.warning("a prompt is over %d tokens long: the rest is cut off", max_length)
             with self.residency.on_device(name) as encoder:
                 encoded.append(encode_ids(encoder, ids_bl))
-                if not _all_finite(encoded[-1]):
+                if not pixels.all_finite(encoded[-1]):
                     layer = first_bad_layer(encoder, lambda encoder, ids_bl=ids_bl: encode_ids(encoder, ids_bl))
-                    raise not_finite("the embeddings of the prompts are", layer, self.residency.dtype, _BROKEN)
+                    raise not_finite("the embeddings of the prompts are", layer, self.residency.dtype, pixels.BROKEN)
         states_blc, (_, pooled_bp) = encoded
         return Text(states_blc, pooled_bp)
 
@@ -303,17 +302,8 @@ class Pipeline:
 
     def encode_references(self, request: Request, clips: Sequence[np.ndarray]) -> list[jax.Array]:
         """Clips THWC in [-1, 1] → latents thwc, each encoded by itself: posterior mode, or a sample by the seed."""
-        if not clips:
-            return []
         key = jax.random.fold_in(jax.random.key(request.seed), 1) if request.sample_posterior else None
-        with self.residency.on_device(self.roles.vae) as vae:
-            dtype = self.residency.dtype
-            latents = [vae.encode(jnp.asarray(clip[None], dtype), key)[0].astype(jnp.float32) for clip in clips]
-            for clip, z_thwc in zip(clips, latents, strict=True):
-                if not _all_finite(z_thwc):
-                    layer = first_bad_layer(vae, lambda vae, clip=clip: vae.encode(jnp.asarray(clip[None], dtype)))
-                    raise not_finite("the latents of a reference are", layer, self.residency.dtype, _BROKEN)
-            return latents
+        return pixels.encode(self.residency, self.roles.vae, clips, key)
 
     def draw_latents(
         self,
@@ -343,33 +333,7 @@ class Pipeline:
 
     def decode(self, z_bthwc: jax.Array) -> np.ndarray:
         """Latents → uint8 frames [B, T, H, W, 3], one video at a time. Raises OsjaxError if they are not finite."""
-        videos = []
-        with self.residency.on_device(self.roles.vae) as vae:
-            for z_thwc in z_bthwc:
-                bar = tqdm(desc="decode", unit="tile", disable=not self.progress)
-                with bar:
-                    x_thwc = vae.decode(z_thwc[None], lambda done, total, bar=bar: _advance(bar, done, total))[0]
-                finite, frames = _frames(x_thwc)
-                if not finite:
-                    layer = first_bad_layer(vae, lambda vae, z_thwc=z_thwc: vae.decode(z_thwc[None]))
-                    raise not_finite("the decoded frames are", layer, self.residency.dtype, _BROKEN)
-                videos.append(np.asarray(frames))
-        return np.stack(videos)
-
-
-@jax.jit
-def _frames(x_thwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(whether all is finite, uint8 frames), in one pass: a video in float32 is too large to make just for this."""
-    return jnp.isfinite(x_thwc).all(), to_uint8(x_thwc)
-
-
-def _all_finite(arrays: Any) -> bool:
-    return all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(arrays))
-
-
-def _advance(bar: tqdm, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
+        return pixels.decode(self.residency, self.roles.vae, z_bthwc, progress=self.progress)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ CHAIN = (
     "preflight",
     "room",
     "record",
+    "pixels",
     "pipeline",
     "embedding",
     "benchmark",
@@ -37,7 +38,7 @@ LEAVES = frozenset(
     | {"media", "naming", "provenance", "refine", "request", "text", "video"}
 )
 MAY_USE_LEAVES = frozenset(
-    {"adapters", "residency", "random_weights", "roles", "sizes", "preflight", "room", "record", "pipeline"}
+    {"adapters", "residency", "random_weights", "roles", "sizes", "preflight", "room", "record", "pixels", "pipeline"}
     | {"embedding", "benchmark", "training", "cli"}
 )
 

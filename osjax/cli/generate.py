@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from osjax import batch, provenance
-from osjax.cli import dry_run, options
+from osjax.cli import dry_run, made, options
 from osjax.cli.illustrating import Illustration, picture_of, picture_stem, read_illustration, started_from
 from osjax.cli.refining import DYNAMIC, Refinement, read_refinement, refine, without_score
 from osjax.errors import OsjaxError
@@ -24,6 +25,7 @@ from osjax.request import EXACT, Request
 
 if TYPE_CHECKING:
     from osjax.pipeline import Pipeline
+    from osjax.video import Video
 
 # With --from everything else is as it was; these say where things lie, not what is drawn.
 _FREE_TO_REPEAT = frozenset({"save_dir", "ckpt_path", "lora", "offload", "offload_blocks", "dry_run"})
@@ -79,14 +81,14 @@ class Plan:
         """Which of a group's videos are to be made. Of copies for `--from`, the one at the old place."""
         if self.origin:
             return [self.origin.batch_index]
-        return [place for place, job in enumerate(group) if not is_made(job, pipeline)]
+        return [place for place, job in enumerate(group) if not made.is_made(job.request, job.stem, pipeline)]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make what the command line `argv` asks for and return the exit status. Raises OsjaxError."""
+    """Makes what the command line `argv` asks for; the exit status. Raises OsjaxError."""
     read = options.read(argv)
-    made = plan_repeat(read) if read.repeat else plan(read.config)
-    (tell if read.config.dry_run else run)(made)
+    planned = plan_repeat(read) if read.repeat else plan(read.config)
+    (tell if read.config.dry_run else run)(planned)
     return 0
 
 
@@ -138,7 +140,7 @@ def run(plan: Plan) -> None:
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
     if plan.origin and plan.origin.bundle_sha256 != pipeline.bundle.digest:
         raise OsjaxError(f"the video was made with another bundle, {plan.origin.bundle}: name it with --ckpt_path")
-    if plan.origin and _digests(plan.origin.loras) != _digests(pipeline.loras):
+    if plan.origin and made.lora_digests(plan.origin.loras) != made.lora_digests(pipeline.loras):
         used = ";".join(f"{each.name}:{each.weight}" for each in plan.origin.loras)
         raise OsjaxError(
             f"the video was made with the LoRAs {used}: name them with --lora"
@@ -198,7 +200,8 @@ def refined(plan: Plan, pipeline: Pipeline) -> Plan:
     jobs = list(plan.jobs)
     for refinement in dict.fromkeys(job.refinement for job in jobs if job.refinement):
         places = [place for place, job in enumerate(jobs) if job.refinement == refinement]
-        earlier = [found and found.request for found in (_found(jobs[place]) for place in places)]
+        found = [made.found(jobs[place].request, jobs[place].stem) for place in places]
+        earlier = [each and each.request for each in found]
         requests = refine([jobs[place].request for place in places], earlier, refinement, pipeline)
         for place, request in zip(places, requests, strict=True):
             jobs[place] = dataclasses.replace(jobs[place], request=request)
@@ -206,7 +209,10 @@ def refined(plan: Plan, pipeline: Pipeline) -> Plan:
 
 
 def draw(plan: Plan, pipeline: Pipeline) -> None:
-    """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError."""
+    """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError.
+
+    A group is written while the next one is drawn: encoding keeps the host busy, drawing the devices.
+    """
     from osjax.embedding import encode_all  # not above, as in `run`
 
     groups = [(group, places) for group in plan.groups() if (places := plan.missing(group, pipeline))]
@@ -215,16 +221,27 @@ def draw(plan: Plan, pipeline: Pipeline) -> None:
         _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
     _read_references(dict.fromkeys(job for group, _ in groups for job in group), pipeline)
     requests = [[job.request for job in group] for group, _ in groups]
-    done = 0
-    for (group, places), together, texts in zip(groups, requests, encode_all(pipeline, requests), strict=True):
-        _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
-        videos = pipeline.run(together, texts)
-        for place in places:
-            path, *_ = videos[place].save(group[place].stem)
-            print(path, flush=True)
-            if plan.origin:
-                _compare(plan.origin, provenance.read(path))
-        done += len(places)
+    done, written = 0, None
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:  # whose end is waited for, whatever happens here
+        for (group, places), together, texts in zip(groups, requests, encode_all(pipeline, requests), strict=True):
+            _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
+            videos = pipeline.run(together, texts)
+            if written:
+                written.result()  # which raises what went wrong, and keeps but one group waiting
+            drawn = {group[place].stem: videos[place] for place in places}
+            written = writer.submit(_write, drawn, plan.origin)
+            done += len(places)
+        if written:
+            written.result()
+
+
+def _write(drawn: Mapping[Path, Video], origin: provenance.Provenance | None) -> None:
+    """Writes videos under their stems, says where they are, and if they repeat one, whether they are the same."""
+    for stem, video in drawn.items():
+        path, *_ = video.save(stem)
+        print(path, flush=True)
+        if origin:
+            _compare(origin, provenance.read(path))
 
 
 def _read_references(jobs: Iterable[Job], pipeline: Pipeline) -> None:
@@ -234,29 +251,6 @@ def _read_references(jobs: Iterable[Job], pipeline: Pipeline) -> None:
     for job in jobs:
         with batch.located(job.where):
             read_references(job.request, pipeline.shape(job.request))
-
-
-def is_made(job: Job, pipeline: Pipeline) -> bool:
-    """Whether the job's video is there, whole, and was made for the same request with the same weights, dtype and
-    precision, from references that have not changed since."""
-    found = _found(job)
-    if found is None:
-        return False
-    made = found.request, found.bundle_sha256, found.dtype, found.precision, _digests(found.loras)
-    means = pipeline.bundle.digest, pipeline.dtype, pipeline.residency.precision, _digests(pipeline.loras)
-    if made != (job.request.recorded(), *means):
-        return False
-    return [ref.sha256 for ref in found.refs] == [provenance.Reference.of(path).sha256 for path in job.request.refs]
-
-
-def _found(job: Job) -> provenance.Provenance | None:
-    """How the video was made that lies where the job's belongs, if one does."""
-    if not provenance.is_finished(job.stem, job.request.num_frames):
-        return None
-    try:
-        return provenance.read(provenance.result_path(job.stem, job.request.num_frames))
-    except OsjaxError:  # a file of another program's: ours takes its place
-        return None
 
 
 def parse_lora(text: str) -> tuple[tuple[str, float], ...]:
@@ -273,11 +267,6 @@ def _parse_one_lora(text: str) -> tuple[str, float]:
         return (path, float(weight)) if path and not Path(text).exists() else (text, 1.0)
     except ValueError:
         return text, 1.0
-
-
-def _digests(loras: Sequence[provenance.UsedLoRA]) -> list[tuple[str, float]]:
-    """What decides the weights: folders may be renamed."""
-    return [(each.sha256, each.weight) for each in loras]
 
 
 def _rows(config: ConfigDict, columns: options.Columns) -> tuple[list[batch.Row], str]:

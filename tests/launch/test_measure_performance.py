@@ -187,7 +187,9 @@ def test_published_sizes():
     assert found == pytest.approx([2 * 6.4553e9 * m + 57 * 4 * m**2 * 3072 for m in joint], rel=2e-3)
 
 
-@pytest.mark.parametrize("stage", ["forward", "forward_fp8", "decode", "t2v", "i2v", "whole"])
+@pytest.mark.parametrize(
+    "stage", ["forward", "forward_fp8", "decode", "decode_check", "t2v", "i2v", "t2v_24gb", "whole", "load"]
+)
 def test_each_stage_finds_its_figures(stage):
     found = performance_stages.STAGES[stage]("256px", 1, tiny=True)
     assert set(STAGES[stage]) <= found.keys()

@@ -28,11 +28,11 @@ class Watched(Residency):
         self.brought = []
 
     @contextlib.contextmanager
-    def on_device(self, name):
+    def on_device(self, name, **how):
         leaves = jax.tree.leaves(self._modules.get(name))
         if not all(isinstance(leaf, jax.Array) for leaf in leaves) or not leaves:
             self.brought.append(name)
-        with super().on_device(name) as module:
+        with super().on_device(name, **how) as module:
             yield module
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from PIL import Image
 from osjax import media, provenance
 from osjax.cli import generate, main, options
 from osjax.errors import OsjaxError
+from osjax.pipeline import Pipeline
+from osjax.video import Video
 
 # Two latent frames, one tile of the autoencoder: quick to compile.
 SMALL = ["--num_frames", "5", "--num_steps", "2", "--height", "16", "--width", "32"]
@@ -242,6 +245,47 @@ def test_a_killed_batch_is_completed(tmp_path):
     assert len(after) == 4
     assert before.items() <= after.items(), "a finished video was made again"
     assert len(list(folder.iterdir())) == 12, "an mp4, a json and a txt of each, and nothing half-written"
+
+
+def test_a_video_is_written_while_the_next_is_drawn(tmp_path, monkeypatch, capsys):
+    """Its encoding waits here until the next one's sampling has begun, and that until the writing has."""
+    run, save = Pipeline.run, Video.save
+    drawing, writing = threading.Semaphore(0), threading.Semaphore(0)
+    begun = []
+
+    def noted_run(self, requests, texts=None):
+        begun.append(requests[0].prompt)
+        if len(begun) > 1:
+            drawing.release()
+            assert writing.acquire(timeout=60)
+        return run(self, requests, texts)
+
+    def noted_save(self, stem):
+        if self.provenance.prompt != "rain":
+            writing.release()
+            assert drawing.acquire(timeout=60)
+        return save(self, stem)
+
+    monkeypatch.setattr(Pipeline, "run", noted_run)
+    monkeypatch.setattr(Video, "save", noted_save)
+    assert make(tmp_path, "--dataset.data_path", csv(tmp_path, "text,name", "a cat,a", "a dog,b", "rain,c")) == 0
+    assert [Path(line).stem for line in capsys.readouterr().out.split()] == ["a", "b", "c"]
+    assert begun == ["a cat", "a dog", "rain"]
+
+
+@pytest.mark.parametrize("bad", ["a cat", "a dog"])
+def test_a_video_that_cannot_be_written_ends_the_batch_and_others_stand(tmp_path, monkeypatch, capsys, bad):
+    save = Video.save
+
+    def refuse(self, stem):
+        if self.provenance.prompt == bad:
+            raise OsjaxError("the disk is full: make room")
+        return save(self, stem)
+
+    monkeypatch.setattr(Video, "save", refuse)
+    assert make(tmp_path, "--dataset.data_path", csv(tmp_path, "text", "a cat", "a dog", "rain")) == 2
+    assert "error: the disk is full: make room" in capsys.readouterr().err
+    assert len(times(tmp_path / "out" / "video_32x16")) == (0 if bad == "a cat" else 1)
 
 
 def test_an_image_and_a_reference(tmp_path):

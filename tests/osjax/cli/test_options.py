@@ -43,6 +43,7 @@ RUNBOOK = {
     "--seed": ("seed", "7", 7),
     "--sampling_option.seed": ("sampling_option.seed", "7", 7),
     "--offload": ("offload", "True", True),
+    "--offload_blocks": ("offload_blocks", "True", True),
     "--dtype": ("dtype", "fp16", "fp16"),
     "--precision": ("precision", "int8", "int8"),
     "--batch_size": ("batch_size", "2", 2),
