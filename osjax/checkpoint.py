@@ -39,6 +39,10 @@ Array = TypeVar("Array")
 Shardings = Sharding | Callable[[str], Sharding]
 
 
+# (leaf, it or some of its layers, the first of these or None for the whole) → what becomes of it, by leaves' names
+Change = Callable[[str, Any, int | None], Mapping[str, Any]]
+
+
 class PartWriter:
     """Saves whole leaves and layers of stacked ones in parts of about `part_bytes`; holds one part in memory at most.
 
@@ -112,30 +116,49 @@ def _forget_path(part: Path) -> None:
 
 
 def load_component(
-    folder: Path, abstract_module: Module, dtype: jnp.dtype | None = None, shardings: Shardings | None = None
+    folder: Path,
+    abstract_module: Module,
+    dtype: jnp.dtype | None = None,
+    shardings: Shardings | None = None,
+    *,
+    stored: nnx.Module | None = None,
+    change: Change | None = None,
 ) -> Module:
     """Loads a component into a module of the structure of `abstract_module` (made by `nnx.eval_shape`).
 
     dtype: of the floating leaves, by default as in `abstract_module`; others keep theirs.
     shardings: one for all leaves, or a function leaf name → Sharding; by default all on the first device.
+    stored, change: as in `load_arrays`; an abstract module with the shapes and dtypes that are to be read.
     Raises OsjaxError if the folder is incomplete or damaged, or its leaves and shapes are not those of the module.
     """
-    return leaves.unflatten(abstract_module, load_arrays(folder, _targets(abstract_module, dtype, shardings)))
+    targets = _targets(abstract_module, dtype, shardings)
+    read = None if stored is None else _targets(stored, dtype, shardings)
+    return leaves.unflatten(abstract_module, load_arrays(folder, targets, read, change))
 
 
-def load_arrays(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Loads arrays by name, with the shapes, dtypes and shardings of `targets`. Raises OsjaxError as above."""
-    parts = read_index(folder)
-    _check_coverage(folder, parts, targets)
+def load_arrays(
+    folder: Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    change: Change | None = None,
+) -> dict[str, jax.Array]:
+    """Loads arrays by name, with the shapes, dtypes and shardings of `targets`.
+
+    change: makes of what has been read what is kept, part by part; stored: what is to be read then, if that differs.
+    Raises OsjaxError as above.
+    """
+    parts, stored = read_index(folder), targets if stored is None else stored
+    _check_coverage(folder, parts, stored)
     arrays: dict[str, jax.Array] = {}
-    for part, loaded in _load_parts(folder, parts, lambda part: _on_shards(part, targets)):
+    for part, loaded in _load_parts(folder, parts, lambda part: _on_shards(part, stored)):
         for leaf, array in loaded.items():
-            rows, target = part.leaves[leaf], targets[leaf]
-            if _is_whole(rows, target):
-                arrays[leaf] = array
-            else:
-                stack = arrays[leaf] if leaf in arrays else _empty(target)
-                arrays[leaf] = _write_rows(stack, array, rows[0])
+            rows = part.leaves[leaf]
+            for name, made in _changed(change, leaf, array, rows).items():
+                if _is_whole(rows, stored[leaf]):
+                    arrays[name] = made
+                else:
+                    stack = arrays[name] if name in arrays else _empty(targets[name])
+                    arrays[name] = _write_rows(stack, made, rows[0])
     # The layers were written under automatic axes; relabelling them as the mesh's own moves nothing.
     return {leaf: jax.device_put(array, targets[leaf].sharding) for leaf, array in arrays.items()}
 
@@ -144,28 +167,32 @@ def load_rows(
     folder: Path,
     targets: Mapping[str, jax.ShapeDtypeStruct],
     stacked: Collection[str],
-    keep: Callable[[np.ndarray], Array],
+    keep: Callable[[Any], Array],
+    change: Change | None = None,
 ) -> dict[str, Array | list[Array]]:
     """Loads arrays by name into this host's memory, those of `stacked` in a list of their layers.
 
-    targets: shapes and dtypes; keep: what is done with each array or layer when it has been read, from NumPy's memory
-    into such as is to stay. No device sees them, unless `keep` shows them. Raises OsjaxError as `load_arrays`.
+    targets: shapes and dtypes; change: as in `load_arrays`; keep: what is done with each array or layer then, from
+    NumPy's memory into such as is to stay. No device sees them, unless these show them. Only what is stacked may lie in
+    several parts. Raises OsjaxError as above.
     """
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
-    slabs: dict[str, list[tuple[int, list[Array]]]] = {leaf: [] for leaf in targets}
+    slabs: dict[str, dict[int, list[Array]]] = {}  # name → first layer → layers, or the only array
+    in_layers: set[str] = set()
     for part, loaded in _load_parts(folder, parts, lambda part: _in_memory(part, targets)):
         for leaf, array in loaded.items():
-            start = (part.leaves[leaf] or (0,))[0]
-            slabs[leaf].append((start, [keep(row) for row in array] if leaf in stacked else [array]))
-    layers = {
-        leaf: [row for _, rows in sorted(found, key=lambda slab: slab[0]) for row in rows]
-        for leaf, found in slabs.items()
-    }
-    return {
-        leaf: rows if leaf in stacked else keep(np.concatenate(rows) if rows[1:] else rows[0])
-        for leaf, rows in layers.items()
-    }
+            rows = part.leaves[leaf]
+            for name, made in _changed(change, leaf, array, rows).items():
+                in_layers |= {name} if leaf in stacked else set()
+                kept = [keep(row) for row in made] if leaf in stacked else [keep(made)]
+                slabs.setdefault(name, {})[rows[0] if rows else 0] = kept
+    layers = {name: [row for _, kept in sorted(found.items()) for row in kept] for name, found in slabs.items()}
+    return {name: rows if name in in_layers else rows[0] for name, rows in layers.items()}
+
+
+def _changed(change: Change | None, leaf: str, array: Any, rows: tuple[int, int] | None) -> Mapping[str, Any]:
+    return {leaf: array} if change is None else change(leaf, array, rows[0] if rows else None)
 
 
 def _targets(

@@ -45,7 +45,7 @@ from osjax.sampling.streaming import through_double, through_single
 from osjax.sizes import Shape, continued, shape_of
 
 MARGIN = 1.1
-REFERENCES, ROUNDING, DENOISE = "references (VAE encode)", "transformer to ", "denoise"  # stages by their names
+REFERENCES, DENOISE = "references (VAE encode)", "denoise"  # stages by their names
 BRANCHES = 3  # of guidance, whose inputs wait on the device whether they are computed or not
 GB = 1e9
 _Abstract = jax.ShapeDtypeStruct
@@ -106,8 +106,8 @@ class Estimate:
         return None if room is None else self.peak.total <= room
 
     def transformer_fits(self, room: float) -> bool:
-        """Whether the stages that the transformer is at work in do."""
-        return all(stage.total <= room for stage in self.stages if stage.name.startswith((DENOISE, ROUNDING)))
+        """Whether the stage does that the transformer is at work in."""
+        return next(stage for stage in self.stages if stage.name == DENOISE).total <= room
 
     def allows_transformer(self, *, during: str) -> bool:
         """Whether it may be there during a stage that does not need it, and the most that is needed stay; with
@@ -182,9 +182,6 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
-    if setting.precision != bundle.component(roles.mmdit).precision and not setting.in_blocks:
-        whole = dataclasses.replace(setting, precision=FULL)
-        found[f"{ROUNDING}{setting.precision}"] = roles.mmdit, _weight_bytes(bundle.component(roles.mmdit), whole)
     cached = SPEEDS[setting.requests[0].speed] is not None
     held = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks
     found[DENOISE] = roles.mmdit, _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, *held)

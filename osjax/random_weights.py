@@ -13,18 +13,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from osjax import leaves
 from osjax.bundle import Bundle, Component
 from osjax.models.clip import CLIPTextConfig
 from osjax.models.hunyuan_vae import HunyuanVAEConfig
-from osjax.models.mmdit import DoubleBlock, MMDiT, MMDiTConfig, SingleBlock
+from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
-from osjax.models.streamed import Layers, cut
+from osjax.models.streamed import STACKS, Layers, cut
 from osjax.models.t5 import T5Config
 from osjax.parallel.host_memory import to_host
 from osjax.parallel.specs import SPECS
 from osjax.residency import MODELS, Residency, Source, abstract_model, model_config
 
+LEVEL = 40.0  # deviation of numbers of 8 bits, whose range is 127 or 448
 # Component → kind, config, tokens that a text encoder is given; the sizes of Open-Sora 2.0.
 PUBLISHED = {
     "t5": ("t5", T5Config(), 512),
@@ -45,31 +47,60 @@ def bundle_of(models: Mapping[str, tuple[str, Any, int | None]]) -> Bundle:
 
 
 def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
-    """The component's model, whole on every device of the mesh, LeCun normal from seed 0."""
-    config, everywhere = model_config(component), NamedSharding(mesh, SPECS.everywhere)
+    """The component's model, whole on every device of the mesh, LeCun normal from seed 0; in 8 bits as in `_filled`."""
+    everywhere = NamedSharding(mesh, SPECS.everywhere)
+    if component.precision != FULL:
+        return _filled(abstract_model(component, dtype), everywhere)
+    config = model_config(component)
     make = lambda: MODELS[component.kind][0](config, rngs=ModuleRngs(0), dtype=dtype)  # noqa: E731
     return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
 
 
 def draw_layers(component: Component, mesh: Mesh, dtype: jnp.dtype) -> Layers:
-    """The component's MMDiT in parts, in host memory, never whole; other numbers than `draw` gives."""
-    config, everywhere = model_config(component), NamedSharding(mesh, SPECS.everywhere)
+    """The component's MMDiT in parts, in host memory, as in `_filled`."""
+    everywhere = NamedSharding(mesh, SPECS.everywhere)
+    rest, double, single = jax.eval_shape(cut, abstract_model(component, dtype))
+    draw = lambda part, seed=0: to_host(_filled(part, everywhere, seed))  # noqa: E731
+    return Layers(
+        draw(rest), *(tuple(draw(block, seed) for seed, block in enumerate(each)) for each in (double, single))
+    )
 
-    @functools.partial(jax.jit, static_argnums=0, out_shardings=everywhere)
-    def block(make: type[nnx.Module], key: jax.Array) -> nnx.Module:
-        return make(config, rngs=ModuleRngs(key), dtype=dtype)
 
-    def stack(make: type[nnx.Module], count: int) -> tuple[nnx.Module, ...]:
-        return tuple(to_host(block(make, jax.random.key(seed))) for seed in range(count))
+def _filled(abstract: nnx.Module, sharding: NamedSharding, seed: int = 0) -> nnx.Module:
+    """Leaf by leaf, so that nothing is there twice: kernels of mean square 1 / inputs, biases 0, scales of norms 1."""
+    arrays = leaves.flatten(abstract)
+    drawn = {}
+    for number, (name, leaf) in enumerate(sorted(arrays.items())):
+        projection, _, parameter = name.rpartition(".")
+        kernel = arrays.get(f"{projection}.kernel")
+        in_8_bits = kernel is not None and kernel.dtype.itemsize == 1
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        if parameter == "kernel":
+            inputs = leaf.shape[-1] if in_8_bits else leaf.shape[name.startswith(STACKS)]
+            make = functools.partial(_kernel, key, leaf.shape, leaf.dtype, LEVEL if in_8_bits else inputs**-0.5)
+        else:
+            value = {"bias": 0.0, "scale": 1.0}[parameter]
+            if parameter == "scale" and in_8_bits:
+                value = kernel.shape[-1] ** -0.5 / LEVEL
+            make = functools.partial(jnp.full, leaf.shape, value, leaf.dtype)
+        drawn[name] = jax.jit(make, out_shardings=sharding)()
+    return jax.block_until_ready(leaves.unflatten(abstract, drawn))
 
-    rest = jax.jit(lambda: cut(MMDiT(config, rngs=ModuleRngs(0), dtype=dtype)).rest, out_shardings=everywhere)()
-    return Layers(to_host(rest), stack(DoubleBlock, config.depth), stack(SingleBlock, config.depth_single_blocks))
+
+def _kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation: float) -> jax.Array:
+    x = deviation * jax.random.normal(key, shape, jnp.bfloat16)
+    return jnp.clip(x, -3 * deviation, 3 * deviation).astype(dtype)
 
 
 def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool, precision: str = FULL) -> Residency:
     """The models of a bundle, whatever weights it has, each drawn when it is first needed."""
+
+    def component(name: str) -> Component:
+        found = bundle.component(name)
+        of_blocks = issubclass(MODELS[found.kind][0], MMDiT)
+        return dataclasses.replace(found, precision=precision) if of_blocks else found
+
     source = Source(
-        lambda name: draw(bundle.component(name), mesh, dtype),
-        lambda name: draw_layers(bundle.component(name), mesh, dtype),
+        lambda name: draw(component(name), mesh, dtype), lambda name: draw_layers(component(name), mesh, dtype)
     )
     return Residency(bundle, mesh, dtype, offload=offload, source=source, precision=precision)

@@ -27,12 +27,13 @@ from osjax.errors import OsjaxError
 from osjax.kernels.convolution import choose_convolution
 from osjax.models import lora
 from osjax.models.autoencoder_2d import Autoencoder2D, Autoencoder2DConfig
+from osjax.models.changes import Changes
 from osjax.models.clip import CLIPText, CLIPTextConfig
 from osjax.models.conv3d import convolved_by
 from osjax.models.dc_ae import DCAE, DCAEConfig
 from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.quantized import FULL, NAMES, checked, quantizable, quantize
+from osjax.models.quantized import FULL, NAMES, checked, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.streamed import STACKS, Layers, StreamedMMDiT, cut
 from osjax.models.t5 import T5Config, T5Encoder
@@ -95,8 +96,8 @@ def chosen_precision(bundle: Bundle, wanted: str | None, device: jax.Device) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What models come from by their names. whole: onto every device of the mesh; in_layers: an MMDiT into host memory
-    (`host_memory.to_host`)."""
+    """What models come from by their names, in the precision that they are to have. whole: onto every device of the
+    mesh; in_layers: an MMDiT into host memory (`host_memory.to_host`)."""
 
     whole: Callable[[str], nnx.Module]
     in_layers: Callable[[str], Layers]
@@ -149,7 +150,7 @@ class Residency:
                 f"with --precision {self.precision}"
             )
         for adapter, _ in wanted:
-            adapters.check(adapter, self._abstract("mmdit"))
+            adapters.check(adapter, self._stored("mmdit"))
         if tuple(wanted) != self._adapters:
             self._adapters = tuple(wanted)
             for places in (self._modules, self._waiting, self._coming):
@@ -211,7 +212,7 @@ class Residency:
         return self._load(name) if module is None else jax.device_put(module, self._sharding)
 
     def _bring_in_blocks(self, name: str) -> StreamedMMDiT:
-        layers = self._waiting.get(name) or self._load_layers(name)
+        layers = self._waiting.get(name) or self._source.in_layers(name)
         self._waiting[name] = layers
         bring = functools.partial(to_devices, sharding=self._sharding)
         return StreamedMMDiT(layers._replace(rest=bring(layers.rest)), bring)
@@ -227,79 +228,40 @@ class Residency:
             array.delete()
 
     def _load(self, name: str) -> nnx.Module:
-        module = self._source.whole(name)
-        if name == "mmdit" and self._adapters:
-            module = jax.device_put(_merge(module, self._combined_lora()), self._sharding)
-        if isinstance(module, MMDiT) and self.precision != FULL and quantizable(module):
-            module = jax.device_put(_quantize(module, self.precision), self._sharding)
-        devices = self._sharding.mesh.devices
+        module, devices = self._source.whole(name), self._sharding.mesh.devices
         if isinstance(module, HunyuanVAE) and devices.size == 1:  # over several, XLA partitions it, but no kernel
             module = convolved_by(module, choose_convolution(devices.flat[0], self.dtype))
         return module
 
-    def _load_layers(self, name: str) -> Layers:
-        """In host memory; what changes weights does so on the devices, layer by layer."""
-        layers = self._source.in_layers(name)
-        combined = self._combined_lora() if name == "mmdit" and self._adapters else None
-        if combined is None and self.precision == FULL:
-            return layers
-        rest = layers.rest if combined is None else self._changed(_merge, layers.rest, lora.outside(combined, STACKS))
-        return Layers(
-            rest,
-            *(
-                tuple(
-                    self._changed(
-                        _change_block, block, combined and lora.layer(combined, stack, i), stack, self.precision
-                    )
-                    for i, block in enumerate(blocks)
-                )
-                for stack, blocks in zip(STACKS, layers[1:], strict=True)
-            ),
-        )
-
-    def _changed(self, change: Callable[..., nnx.Module], layer: nnx.Module, *how: Any) -> nnx.Module:
-        return to_host(jax.device_put(change(to_devices(layer, self._sharding), *how), self._sharding))
-
-    def _combined_lora(self) -> lora.LoRA:
-        return lora.stack((adapters.load(adapter, self._sharding), weight) for adapter, weight in self._adapters)
-
     def _read(self, name: str) -> nnx.Module:
-        return load_component(self.bundle.folder(name), self._abstract(name), shardings=self._sharding)
+        stored, made, folder = self._stored(name), self._abstract(name), self.bundle.folder(name)
+        how = {"stored": stored, "change": self._changes(name, stored)}
+        return load_component(folder, made, shardings=self._sharding, **how)
 
     def _read_layers(self, name: str) -> Layers:
-        whole = self._abstract(name)
-        arrays = leaves.flatten(whole)
+        stored = self._stored(name)
+        arrays = leaves.flatten(stored)
         stacked = {leaf for leaf in arrays if leaf.startswith(tuple(f"{stack}." for stack in STACKS))}
-        found = load_rows(self.bundle.folder(name), arrays, stacked, to_host)
-        return _filled(whole, found)
+        found = load_rows(self.bundle.folder(name), arrays, stacked, to_host, self._changes(name, stored))
+        return _filled(self._abstract(name), found)
 
-    def _abstract(self, name: str) -> nnx.Module:
+    def _changes(self, name: str, stored: nnx.Module) -> Changes | None:
+        if not isinstance(stored, MMDiT):
+            return None
+        used = self._adapters if name == "mmdit" else ()
+        loaded = [(adapters.load(adapter, self._sharding), weight) for adapter, weight in used]
+        return Changes.of(stored, lora.stack(loaded) if loaded else None, self.precision)
+
+    def _stored(self, name: str) -> nnx.Module:
+        """The model with the shapes that it has on disk."""
         return abstract_model(self.bundle.component(name), self.dtype)
 
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _merge(module: nnx.Module, combined: lora.LoRA) -> nnx.Module:
-    return lora.merge(module, combined)
-
-
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _quantize(module: nnx.Module, precision: str) -> nnx.Module:
-    return quantize(module, precision)
-
-
-class _Block(nnx.Module):
-    """A block by itself, under the name of its stack, by which its projections are known."""
-
-    def __init__(self, stack: str, block: nnx.Module):
-        setattr(self, stack, block)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
-def _change_block(block: nnx.Module, own: lora.LoRA | None, stack: str, precision: str) -> nnx.Module:
-    named = _Block(stack, block)
-    if own is not None:
-        named = lora.merge(named, own)
-    return getattr(quantize(named, precision), stack)
+    def _abstract(self, name: str) -> nnx.Module:
+        """The model with the shapes that it has here."""
+        component = self.bundle.component(name)
+        if issubclass(MODELS[component.kind][0], MMDiT):
+            component = dataclasses.replace(component, precision=self.precision)
+        return abstract_model(component, self.dtype)
 
 
 def _filled(model: MMDiT, arrays: Mapping[str, Any]) -> Layers:

@@ -14,14 +14,12 @@ import jax
 
 from osjax.bundle import Bundle
 from osjax.errors import OsjaxError, is_out_of_memory
-from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
 from osjax.preflight import GB, Estimate, Setting, estimate
 from osjax.request import Request
-from osjax.residency import MODELS
 
-_PRECISION = "fp8"  # int8 weighs as much
-WITH_8_BITS = f"with a bundle of osjax convert --quantize {_PRECISION} (int8 for GPUs older than Ada)"
+_PRECISION = "fp8"  # int8, for older GPUs, weighs as much
+IN_8_BITS = f"--precision {_PRECISION}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,21 +118,16 @@ def remedies(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
     in all.
     """
     plain = given.setting
-    in_8_bits = _quantized(bundle) if bundle.component(plain.roles.mmdit).precision == FULL else None
     bases = [("", plain), *_offloaded(bundle, plain, room)]
     for place, (prefix, base) in enumerate(bases):
         for more, offloaded in bases[place + 1 :]:
             yield from _lesser(bundle, given, more.strip(), offloaded)
-        for words, setting in _harmless(base, devices):
+        for words, setting in (*_harmless(base, devices), *_in_8_bits(base), *_reduced(base)):
             yield from _lesser(bundle, given, prefix + words, setting)
-        if in_8_bits:
-            yield from _lesser(in_8_bits, given, prefix + WITH_8_BITS, dataclasses.replace(base, precision=_PRECISION))
-        for words, setting in _reduced(base):
-            yield from _lesser(bundle, given, prefix + words, setting)
-    if in_8_bits:
-        prefix, base = bases[-1]
-        for words, setting in _reduced(dataclasses.replace(base, precision=_PRECISION)):
-            yield from _lesser(in_8_bits, given, f"{prefix}{words} {WITH_8_BITS}", setting)
+    prefix, base = bases[-1]
+    for rounding, small in _in_8_bits(base):
+        for words, setting in _reduced(small):
+            yield from _lesser(bundle, given, f"{prefix}{rounding} {words}", setting)
 
 
 def _lesser(bundle: Bundle, given: Estimate, words: str, setting: Setting) -> Iterator[tuple[str, Estimate]]:
@@ -158,13 +151,10 @@ def _offloaded(bundle: Bundle, setting: Setting, room: float | None) -> Iterator
         yield "--offload_blocks True ", in_blocks
 
 
-def _quantized(bundle: Bundle) -> Bundle:
-    """The same, its transformers stored in 8 bits."""
-    components = {
-        name: dataclasses.replace(each, precision=_PRECISION) if issubclass(MODELS[each.kind][0], MMDiT) else each
-        for name, each in bundle.components.items()
-    }
-    return dataclasses.replace(bundle, components=components)
+def _in_8_bits(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """The change that is approximate, if it is one."""
+    if setting.precision == FULL:
+        yield IN_8_BITS, dataclasses.replace(setting, precision=_PRECISION)
 
 
 def _harmless(setting: Setting, devices: int) -> Iterator[tuple[str, Setting]]:

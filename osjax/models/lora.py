@@ -124,12 +124,12 @@ def merge(model: Module, lora: LoRA) -> Module:
     Layer by layer and, under `jax.jit` with the model donated, in place. Raises OsjaxError as `check` does.
     """
     check(model, lora)
-    merged = copied(model)
+    other = copied(model)
     for name, factors in lora.factors.items():
-        projection = at(merged, name)
-        kernel = _added(projection.kernel.get_value(), factors, lora.scale)
+        projection = at(other, name)
+        kernel = merged(projection.kernel.get_value(), factors, lora.scale)
         projection.kernel = projection.kernel.replace(kernel)
-    return merged
+    return other
 
 
 def stack(loras: Iterable[tuple[LoRA, float]]) -> LoRA:
@@ -139,19 +139,6 @@ def stack(loras: Iterable[tuple[LoRA, float]]) -> LoRA:
         for name, (a, b) in lora.factors.items():
             parts.setdefault(name, []).append(Factors(a, weight * lora.scale * b))
     return LoRA({name: _side_by_side(each) for name, each in parts.items()}, 1.0)
-
-
-def layer(lora: LoRA, stack: str, index: int) -> LoRA:
-    """What of an adapter is for one layer of the stack of that name."""
-    own = {name: each for name, each in lora.factors.items() if name.startswith(f"{stack}.")}
-    return dataclasses.replace(lora, factors={name: Factors(a[index], b[index]) for name, (a, b) in own.items()})
-
-
-def outside(lora: LoRA, stacks: Iterable[str]) -> LoRA:
-    """What of an adapter is for none of these stacks."""
-    prefixes = tuple(f"{stack}." for stack in stacks)
-    factors = {name: each for name, each in lora.factors.items() if not name.startswith(prefixes)}
-    return dataclasses.replace(lora, factors=factors)
 
 
 def check(model: nnx.Module, lora: LoRA) -> None:
@@ -177,7 +164,9 @@ def factor_shapes(projection: Projection, rank: int) -> Factors:
     return Factors((*layers, inputs, rank), (*layers, rank, *shape[-axes:]))
 
 
-def _added(kernel: jax.Array, factors: Factors, scale: float) -> jax.Array:
+def merged(kernel: jax.Array, factors: Factors, scale: float) -> jax.Array:
+    """A kernel [(L,) F, O…] with scale · A·B of its factors, as in `merge`."""
+
     def layer(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         product = jnp.tensordot(a.astype(jnp.float32), b.astype(jnp.float32), 1, precision="highest")
         return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

@@ -126,10 +126,7 @@ def test_an_estimate_counts_what_is_there(full, small):
         Pipeline.load(each.path, precision=precision, progress=False).estimate([request_of(each)])
         for each in (bundle, full)
     )
-    names = [[stage.name for stage in each.stages] for each in (stored, made)]
-    assert [name for name in names[1] if name not in names[0]] == [f"transformer to {precision}"]
-    weights_of = [next(stage.weights for stage in each.stages if stage.name == "denoise") for each in (stored, made)]
-    assert weights_of[0] == pytest.approx(weights_of[1])
+    assert stored.stages == made.stages
 
 
 def request_of(bundle):

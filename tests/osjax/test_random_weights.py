@@ -1,11 +1,14 @@
 """Random weights: of the sizes asked for, where they are asked for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from osjax import random_weights
+from osjax.models.quantized import PRECISIONS
 from osjax.models.streamed import cut
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.residency import abstract_model
@@ -32,6 +35,17 @@ def test_drawn_alike_on_every_mesh(mesh):
     for ours, theirs in zip(drawn, alone, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert any(np.asarray(leaf).std() > 0 for leaf in drawn)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_an_mmdit_in_8_bits_gives_numbers_of_the_usual_size(precision):
+    component = dataclasses.replace(random_weights.bundle_of(SMALL).components["mmdit"], precision=precision)
+    model = random_weights.draw(component, make_mesh(parse_mesh("data=1,seq=2")), jnp.float32)
+    assert jax.tree.structure(model) == jax.tree.structure(abstract_model(component, jnp.float32))
+    linear = jax.tree.map(lambda leaf: leaf[1], model.single_blocks.mlp_in)
+    assert linear.kernel[...].dtype == PRECISIONS[precision]
+    y = linear(jax.random.normal(jax.random.key(0), (64, linear.kernel.shape[-1])))
+    assert 0.8 < float(y.std()) < 1.2
 
 
 def test_an_mmdit_is_drawn_in_parts_of_the_same_shapes():

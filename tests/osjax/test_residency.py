@@ -14,7 +14,7 @@ from osjax.bundle import read_bundle
 from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
 from osjax.models import lora
-from osjax.models.quantized import PRECISIONS
+from osjax.models.quantized import PRECISIONS, quantize
 from osjax.models.streamed import cut
 from osjax.parallel import host_memory
 from osjax.parallel.mesh import make_mesh, parse_mesh
@@ -87,6 +87,29 @@ def test_blocks_are_there_in_8_bits_on_every_device_and_come_back_to_the_bit(off
         assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+@pytest.mark.parametrize("style", [None, "style"])
+def test_what_is_changed_as_it_is_read_is_what_changing_the_whole_gives(tmp_path, precision, style):
+    bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh("data=1,seq=2"))
+    models = Residency(bundle, devices, jnp.bfloat16, offload=False, precision=precision)
+    with residency(offload=False).on_device("mmdit") as full:
+        if style:
+            models.adapt([(save_lora(tmp_path / style, full), 0.5)])
+            full = jax.jit(lora.merge)(full, lora.stack([(adapters.load(models.adapters[0][0]), 0.5)]))
+        wanted = jax.jit(quantize, static_argnums=1)(full, precision)
+    with models.on_device("mmdit") as found:
+        same_to_the_bit(found, wanted)
+
+
+def save_lora(folder, model):
+    """A LoRA of every kind of projection, in a stack, in none, with one axis of outputs and with three."""
+    targets = ("img.proj", "qkv.lin", "single_blocks.out", "img_in", "final_layer.linear")
+    made = lora.init(model, 3, 6.0, targets, jax.random.key(1))
+    factors = {name: lora.Factors(a, a.mean() + 0.1 + b) for name, (a, b) in made.factors.items()}
+    adapters.save(folder, dataclasses.replace(made, factors=factors), model.config)
+    return adapters.read(folder)
+
+
 @pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=4"])
 @pytest.mark.parametrize("precision", ["full", "fp8", "int8"])
 def test_a_transformer_in_blocks_has_the_weights_of_the_whole_one(mesh, precision):
@@ -110,15 +133,9 @@ def test_a_transformer_in_blocks_has_the_weights_of_the_whole_one(mesh, precisio
 @pytest.mark.parametrize("precision", ["full", "int8"])
 def test_a_transformer_in_blocks_has_the_loras_of_the_whole_one(tmp_path, precision):
     bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=2"))
-    abstract = residency()._abstract("mmdit")
-    targets = ("img.proj", "qkv.lin", "single_blocks.out", "img_in", "final_layer.linear")
-    style = lora.init(abstract, 3, 6.0, targets, jax.random.key(1))
-    style = dataclasses.replace(
-        style, factors={n: lora.Factors(a, a.mean() + 0.1 + f) for n, (a, f) in style.factors.items()}
-    )
-    adapters.save(tmp_path / "style", style, abstract.config)
+    style = save_lora(tmp_path / "style", residency()._abstract("mmdit"))
     models = Residency(bundle, devices, jnp.bfloat16, offload=True, precision=precision)
-    models.adapt([(adapters.read(tmp_path / "style"), 0.5)])
+    models.adapt([(style, 0.5)])
     with models.on_device("mmdit") as whole:
         wanted = host_memory.to_host(cut(whole))
     with models.on_device("mmdit", in_blocks=True) as parts:

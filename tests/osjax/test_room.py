@@ -63,8 +63,8 @@ def test_remedies_need_less_and_go_with_the_request():
     options = [words for words, _ in room.remedies(PUBLISHED, told, None, 1)]
     frames = ["--num_frames 65", "--num_frames 33"]  # fewer than the reference gives cannot be drawn
     blocks = "--offload_blocks True"
-    plain = [blocks, room.WITH_8_BITS, *frames]
-    offloaded = [room.WITH_8_BITS, *frames]
+    plain = [blocks, room.IN_8_BITS, *frames]
+    offloaded = [room.IN_8_BITS, *frames]
     assert options[: len(plain)] == plain
     assert set(options[len(plain) :]) >= {f"{blocks} {each}" for each in offloaded}
     assert all(other.peak.total < told.peak.total for _, other in room.remedies(PUBLISHED, told, None, 1))

@@ -13,8 +13,10 @@ from osjax.models.operations import BY_KERNELS
 from osjax.models.quantized import quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope
+from osjax.models.streamed import cut
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.parallel.ulysses import JointSequence
+from osjax.sampling import streaming
 from osjax.sampling.step import Branches, Where, euler_step
 
 CONFIG = MMDiTConfig(
@@ -50,3 +52,24 @@ def test_the_step_lowers_with_kernels(mesh: str, precision: str) -> None:
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     # Attention and each block's products: 3 of a single block, 4 of each stream of a double one.
     assert text.count("mosaic_gpu_v2") >= 2 + 3 + 8
+
+
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=2"])
+def test_single_blocks_lower_with_kernels(mesh: str, precision: str) -> None:
+    """As they come from host memory, each by itself and not in a stack."""
+    half, wide = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    model = nnx.eval_shape(lambda: cut(quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.bfloat16), precision)))
+    devices = make_mesh(parse_mesh(mesh))
+    sequence = JointSequence(TEXT, TOKENS, devices.shape["seq"])
+    means = {"sequence": sequence, "where": Where(devices, flash_attention, BY_KERNELS)}
+    image, text, joint = (half((BATCH, count, CONFIG.hidden_size)) for count in (TOKENS, TEXT, TOKENS + TEXT))
+    vector = half((BATCH, CONFIG.hidden_size))
+
+    def rope(count: int) -> Rope:
+        return Rope(*[wide((1, count, CONFIG.head_dim // 2))] * 2)
+
+    double = streaming.through_double.trace(model.double[0], image, text, vector, rope(TOKENS), **means)
+    single = streaming.through_single.trace(model.single[0], joint, vector, rope(TOKENS + TEXT), **means)
+    for traced, kernels in ((double, 1 + 8), (single, 1 + 3)):
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2") >= kernels
