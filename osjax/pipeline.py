@@ -29,7 +29,7 @@ from osjax.kernels.attention import choose_attention
 from osjax.media import to_model
 from osjax.models.operations import operations_for
 from osjax.parallel.mesh import MeshShape, make_mesh, parse_mesh
-from osjax.preflight import REFERENCES, Estimate, Setting, estimate
+from osjax.preflight import REFERENCES, Estimate, Setting, denoising, estimate
 from osjax.record import Means, record
 from osjax.request import Request, continuation_seed
 from osjax.residency import Residency, chosen_precision
@@ -251,21 +251,21 @@ class Pipeline:
         beside: models that are there from before, by default those that are now. With offloading none is. Raises
         OsjaxError as `shape` does.
         """
-        mesh, offload = MeshShape(**self.where.mesh.shape), self.residency.offload
-        beside = () if offload else tuple(self.residency.loaded if beside is None else beside)
-        dtype, precision = DTYPES[self.dtype], self.residency.precision
-        setting = Setting(tuple(requests), mesh, dtype, offload, self.attention, self.roles, beside, precision)
-        if self.in_blocks(requests):
-            setting = dataclasses.replace(setting, in_blocks=True)
-        return estimate(self.bundle, setting)
+        held = tuple(self.residency.loaded if beside is None else beside)
+        setting = dataclasses.replace(self._setting(requests), in_blocks=self.in_blocks(requests))
+        return estimate(self.bundle, setting if setting.offload else dataclasses.replace(setting, beside=held))
+
+    def _setting(self, requests: Sequence[Request]) -> Setting:
+        residency, mesh = self.residency, MeshShape(**self.where.mesh.shape)
+        how = {"roles": self.roles, "precision": residency.precision}
+        return Setting(tuple(requests), mesh, residency.dtype, residency.offload, self.attention, **how)
 
     def in_blocks(self, requests: Sequence[Request]) -> bool:
         """Whether the transformer comes block by block to draw these: as was asked, else where it would not fit."""
         if self.offload_blocks is not None or not self.residency.offload:
             return bool(self.offload_blocks)
         there = room.least(list(self.where.mesh.devices.flat))
-        as_a_whole = dataclasses.replace(self, offload_blocks=False)
-        return there is not None and not as_a_whole.estimate(requests).transformer_fits(there.total)
+        return there is not None and denoising(self.bundle, self._setting(requests)).total > there.total
 
     def transformer(self, requests: Sequence[Request]) -> contextlib.AbstractContextManager[Any]:
         """The model that draws these, on the devices or on its way block by block."""

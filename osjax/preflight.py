@@ -105,10 +105,6 @@ class Estimate:
         """Whether it does into `room` GB on each device; None if that is not known."""
         return None if room is None else self.peak.total <= room
 
-    def transformer_fits(self, room: float) -> bool:
-        """Whether the stage does that the transformer is at work in."""
-        return next(stage for stage in self.stages if stage.name == DENOISE).total <= room
-
     def allows_transformer(self, *, during: str) -> bool:
         """Whether it may be there during a stage that does not need it, and the most that is needed stay; with
         offloading."""
@@ -130,9 +126,8 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
     for name, (model, activations) in needs.items():
         resident = [model] if setting.offload else [*dict.fromkeys([*resident, model])]
         held = sum(weights[each] for each in resident)
-        if name == DENOISE and setting.in_blocks:
-            held = _block_weight_bytes(bundle.component(model), setting) / GB
-        stages.append(Stage(name, held, MARGIN * activations / GB))
+        in_blocks = setting.in_blocks and name == DENOISE
+        stages.append(denoising(bundle, setting) if in_blocks else Stage(name, held, MARGIN * activations / GB))
     return Estimate(
         setting=setting,
         size=parts[0].size,
@@ -144,6 +139,26 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
         weights=weights,
         stages=tuple(stages),
     )
+
+
+def denoising(bundle: Bundle, setting: Setting) -> Stage:
+    """The stage that the transformer is at work in, with offloading: told sooner than all of them.
+
+    Raises OsjaxError for a request that the bundle cannot draw.
+    """
+    roles, component = setting.roles, bundle.component(setting.roles.mmdit)
+    config = model_config(component)
+    shape = shape_of(setting.requests[0], model_config(bundle.component(roles.vae)), config.patch_size)
+    weights = (_block_weight_bytes if setting.in_blocks else _weight_bytes)(component, setting)
+    return Stage(DENOISE, weights / GB, MARGIN * _denoising_bytes(bundle, setting, shape) / GB)
+
+
+def _denoising_bytes(bundle: Bundle, setting: Setting, shape: Shape) -> int:
+    component, length = bundle.component(setting.roles.mmdit), bundle.component("t5").max_length
+    model = component.kind, model_config(component), setting.dtype
+    cached = SPEEDS[setting.requests[0].speed] is not None
+    means = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks
+    return _denoise_bytes(*model, len(setting.requests), length, shape.grid, *means)
 
 
 def _given_frames(shape: Shape) -> int:
@@ -182,9 +197,7 @@ def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> di
     }
     if given:
         found[REFERENCES] = roles.vae, _encode_bytes(*model(roles.vae), (given, *shape.size))
-    cached = SPEEDS[setting.requests[0].speed] is not None
-    held = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks
-    found[DENOISE] = roles.mmdit, _denoise_bytes(*model(roles.mmdit), count, length, shape.grid, *held)
+    found[DENOISE] = roles.mmdit, _denoising_bytes(bundle, setting, shape)
     found["decode (VAE)"] = roles.vae, _decode_bytes(*model(roles.vae), count, shape.grid)
     return found
 

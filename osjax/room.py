@@ -15,7 +15,7 @@ import jax
 from osjax.bundle import Bundle
 from osjax.errors import OsjaxError, is_out_of_memory
 from osjax.models.quantized import FULL
-from osjax.preflight import GB, Estimate, Setting, estimate
+from osjax.preflight import GB, Estimate, Setting, denoising, estimate
 from osjax.request import Request
 
 _PRECISION = "fp8"  # int8, for older GPUs, weighs as much
@@ -145,7 +145,7 @@ def _offloaded(bundle: Bundle, setting: Setting, room: float | None) -> Iterator
     if not setting.offload:
         as_a_whole = dataclasses.replace(in_blocks, in_blocks=False)
         # Which of them this option is, the pipeline decides in the same way.
-        whole_fits = room is None or estimate(bundle, as_a_whole).transformer_fits(room)
+        whole_fits = room is None or denoising(bundle, as_a_whole).total <= room
         yield "--offload True ", as_a_whole if whole_fits else in_blocks
     elif not setting.in_blocks:
         yield "--offload_blocks True ", in_blocks

@@ -32,11 +32,11 @@ TOKENS = SPECS.tokens_bnc
 
 class _Started(NamedTuple):
     """Branches behind the first block, by their numbers, where passes may be cut short. after_knf: their image streams;
-    first_knf: what the block added to these; due: those whose other blocks are to be computed."""
+    first_knf: what the block added to these; due: both streams of those whose other blocks are to be computed."""
 
     after_knf: dict[int, jax.Array]
     first_knf: dict[int, jax.Array]
-    due: list[int]
+    due: dict[int, Streams]
 
 
 def streamed_step(
@@ -68,9 +68,8 @@ def streamed_step(
         out_knf, in_full = through(streams, 0), len(active)
     else:
         started = _first_block(model, streams, vec_kbf, rope, (cache, limit, valid_bn), means)
-        computed_knf = through({k: streams[k] for k in started.due}, 1)
-        cache, out_knf = _kept_or_added(cache, started, computed_knf)
         in_full = len(started.due)
+        cache, out_knf = _kept_or_added(cache, started, through(started.due, 1))
     velocity_bnc = jnp.zeros_like(x_bnc)
     for place, k in enumerate(active):
         weights_n = _of_branch(weights_kn, np.int32(place))
@@ -88,25 +87,28 @@ def _through_blocks(
     vec_kbf: dict[int, jax.Array],
     means: dict[str, Any],
 ) -> dict[int, jax.Array]:
-    """The image streams [B, N, F] behind the last block, of branches that are in front of block `start`."""
+    """The image streams [B, N, F] behind the last block, of branches that are in front of block `start`.
+
+    `streams` is emptied on the way: what is not needed any more must not stay.
+    """
     if not streams:
         return {}
-    pace, text_slice = _Pace(), means["sequence"].text_slice
+    pace, order, text_slice = _Pace(), list(streams), means["sequence"].text_slice
     doubles, last = len(model.layers.double), model.depth - 1
     joint_rope, joint = _behind_text(rope, text_slice, where=means["where"]), {}
     for index in range(start, model.depth):
         pace.wait()
         block = model.block(index, then=index + 1 if index < last else 0)
-        for k in streams:
+        for k in order:
             if index < doubles:
-                *streams[k], done = through_double(block, *streams[k], vec_kbf[k], rope, **means)
+                *streams[k], done = through_double(block, *streams.pop(k), vec_kbf[k], rope, **means)
             else:
-                x_bmf = joint.pop(k) if k in joint else _join(*streams[k], where=means["where"])
+                x_bmf = joint.pop(k) if k in joint else _join(*streams.pop(k), where=means["where"])
                 joint[k], done = through_single(block, x_bmf, vec_kbf[k], joint_rope, **means)
         pace.add(done)
     if not joint:
         return {k: img_bnf for k, (img_bnf, _) in streams.items()}
-    return {k: _image_of(joint.pop(k), text_slice, where=means["where"]) for k in streams}
+    return {k: _image_of(joint.pop(k), text_slice, where=means["where"]) for k in order}
 
 
 class _Pace:
@@ -135,18 +137,17 @@ def _first_block(
     caching: tuple[Kept, np.ndarray, jax.Array],
     means: dict[str, Any],
 ) -> _Started:
-    """Takes the streams through the first block, in place."""
     cache, limit, valid_bn = caching
     block = model.block(0, then=1 if model.depth > 1 else None)
-    after, first, full = {}, {}, {}
-    for k, (img_bnf, txt_blf) in streams.items():
-        img_bnf, txt_blf, first[k], full[k] = _first(
-            block, img_bnf, txt_blf, vec_kbf[k], rope, _of_branch(cache, np.int32(k)), limit, valid_bn, **means
+    after, texts, first, full = {}, {}, {}, {}
+    for k in list(streams):
+        kept = _of_branch(cache, np.int32(k))
+        after[k], texts[k], first[k], full[k] = _first(
+            block, *streams.pop(k), vec_kbf[k], rope, kept, limit, valid_bn, **means
         )
-        # A copy: the streams' own memory is handed on from block to block.
-        streams[k], after[k] = (jnp.copy(img_bnf), txt_blf), img_bnf
     full = jax.device_get(full)
-    return _Started(after, first, [k for k in streams if full[k]])
+    # Copies: the memory of streams is handed on from block to block.
+    return _Started(after, first, {k: (jnp.copy(after[k]), texts[k]) for k in after if full[k]})
 
 
 def _kept_or_added(
