@@ -126,7 +126,10 @@ def plan_repeat(read: options.Options) -> Plan:
     source = Path(read.repeat).resolve()
     stem = Path(config.save_dir) / source.parent.name / f"{source.stem}_again"
     lora = parse_lora(config.lora or "")
-    means = origin.dtype, origin.precision, config.offload, config.offload_blocks, origin.attention
+    blocks = config.offload_blocks
+    if blocks is None and config.offload and origin.in_blocks:
+        blocks = True  # as then, for the last bits; where it came as a whole, it does so again if it can
+    means = origin.dtype, origin.precision, config.offload, blocks, origin.attention
     model = Model(config.ckpt_path, lora, mesh, *means)
     # As many at once as then, so that the arrays have the same shapes; copies stand for the others.
     return Plan(model, [Job(request, stem)] * origin.batch_size, origin.batch_size, origin)

@@ -324,6 +324,17 @@ def test_from_repeats_the_frames(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_video_whose_blocks_came_one_by_one_is_repeated_so(tmp_path, capsys):
+    assert make(tmp_path, "--prompt", "a", "--offload", "True", "--offload_blocks", "True") == 0
+    video = tmp_path / "out" / "video_32x16" / "prompt_0000.mp4"
+    assert provenance.read(video).in_blocks
+    offload = ["--offload", "True"]
+    for words in (offload, [*offload, "--offload_blocks", "True"], []):
+        assert main.main(["generate", "--from", str(video), "--save_dir", str(tmp_path / "out"), *words]) == 0
+        assert not words or "same frames, bit for bit" in capsys.readouterr().err
+        assert provenance.read(video.with_name("prompt_0000_again.mp4")).in_blocks == bool(words)
+
+
 def test_rows_are_extended_kept_and_repeated(tmp_path, capsys):
     path = csv(tmp_path, "text,extend", "a cat,1", "a dog,", "rain,1")
     words = ["--dataset.data_path", path, "--batch_size", "2", "--num_frames", "37"]
