@@ -46,7 +46,7 @@ from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
-from osjax.models.streamed import STACKS
+from osjax.models.streamed import is_stacked
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.parallel.specs import SPECS
 from osjax.pipeline import Pipeline, Texts, encode_ids
@@ -283,8 +283,7 @@ def load(size: str, runs: int, *, tiny: bool) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         writer = PartWriter(Path(folder))
         for leaf, array in leaves.flatten(random_weights.draw(component, mesh, jnp.bfloat16)).items():
-            stacked = leaf.startswith(tuple(f"{stack}." for stack in STACKS))
-            for layer in range(len(array)) if stacked else [None]:
+            for layer in range(len(array)) if is_stacked(leaf) else [None]:
                 writer.add(leaf, layer, np.asarray(array if layer is None else array[layer]))
         writer.close()
         seconds, first = timed(lambda: load_component(Path(folder), abstract, shardings=everywhere), runs)

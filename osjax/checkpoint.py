@@ -37,8 +37,6 @@ READ_AHEAD = 8  # parts; reading takes 1.4 to 2 seconds of a core for each GB, s
 Module = TypeVar("Module", bound=nnx.Module)
 Array = TypeVar("Array")
 Shardings = Sharding | Callable[[str], Sharding]
-
-
 # (leaf, it or some of its layers, the first of these or None for the whole) → what becomes of it, by leaves' names
 Change = Callable[[str, Any, int | None], Mapping[str, Any]]
 
@@ -178,17 +176,19 @@ def load_rows(
     """
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
-    slabs: dict[str, dict[int, list[Array]]] = {}  # name → first layer → layers, or the only array
-    in_layers: set[str] = set()
+    found: dict[str, Any] = {}  # name → array, or number of a layer → array
     for part, loaded in _load_parts(folder, parts, lambda part: _in_memory(part, targets)):
         for leaf, array in loaded.items():
             rows = part.leaves[leaf]
             for name, made in _changed(change, leaf, array, rows).items():
-                in_layers |= {name} if leaf in stacked else set()
-                kept = [keep(row) for row in made] if leaf in stacked else [keep(made)]
-                slabs.setdefault(name, {})[rows[0] if rows else 0] = kept
-    layers = {name: [row for _, kept in sorted(found.items()) for row in kept] for name, found in slabs.items()}
-    return {name: rows if name in in_layers else rows[0] for name, rows in layers.items()}
+                if leaf in stacked:
+                    found.setdefault(name, {}).update(enumerate(map(keep, made), rows[0] if rows else 0))
+                else:
+                    found[name] = keep(made)
+    return {
+        name: [each[layer] for layer in sorted(each)] if isinstance(each, dict) else each
+        for name, each in found.items()
+    }
 
 
 def _changed(change: Change | None, leaf: str, array: Any, rows: tuple[int, int] | None) -> Mapping[str, Any]:

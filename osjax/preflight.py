@@ -4,8 +4,8 @@ Weights are counted off the bundle's manifest. What a stage makes beside them is
 that the pipeline runs (`osjax/liveness.py`), on shapes alone; a tenth is added for what libraries use for themselves.
 How close it is, for the published model in bf16 on one H100 (docs/performance.md): 256px 25.0 GB where 24.6 were
 measured, 768px 30.7 where 29.2 were, decoding 256px 9.5 where the compiler planned 8.7. Nothing was measured of text
-encoding, encoding references, meshes of several devices, step caching, the high-compression model, or decoding at
-768px. CPUs compute convolutions of 16 bits in float32 and need more than it says.
+encoding, encoding references, meshes of several devices, blocks one by one, step caching, the high-compression model,
+or decoding at 768px. CPUs compute convolutions of 16 bits in float32 and need more than it says.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Estimate:
     def allows_transformer(self, *, during: str) -> bool:
         """Whether it may be there during a stage that does not need it, and the most that is needed stay; with
         offloading."""
-        total, held = (next(stage for stage in self.stages if stage.name == name) for name in (during, DENOISE))
-        return total.total + held.weights <= self.peak.total
+        by_name = {stage.name: stage for stage in self.stages}
+        return by_name[during].total + by_name[DENOISE].weights <= self.peak.total
 
 
 def estimate(bundle: Bundle, setting: Setting) -> Estimate:

@@ -20,7 +20,7 @@ from osjax.models.hunyuan_vae import HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
-from osjax.models.streamed import STACKS, Layers, cut
+from osjax.models.streamed import Layers, cut, is_stacked
 from osjax.models.t5 import T5Config
 from osjax.parallel.host_memory import to_host
 from osjax.parallel.specs import SPECS
@@ -47,49 +47,53 @@ def bundle_of(models: Mapping[str, tuple[str, Any, int | None]]) -> Bundle:
 
 
 def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
-    """The component's model, whole on every device of the mesh, LeCun normal from seed 0; in 8 bits as in `_filled`."""
+    """The component's model, whole on every device of the mesh: LeCun normal from seed 0; in 8 bits by `_by_leaf`."""
     everywhere = NamedSharding(mesh, SPECS.everywhere)
     if component.precision != FULL:
-        return _filled(abstract_model(component, dtype), everywhere)
+        return _by_leaf(abstract_model(component, dtype), everywhere)
     config = model_config(component)
     make = lambda: MODELS[component.kind][0](config, rngs=ModuleRngs(0), dtype=dtype)  # noqa: E731
     return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
 
 
 def draw_layers(component: Component, mesh: Mesh, dtype: jnp.dtype) -> Layers:
-    """The component's MMDiT in parts, in host memory, as in `_filled`."""
+    """The component's MMDiT in parts, in host memory, as in `_by_leaf`."""
     everywhere = NamedSharding(mesh, SPECS.everywhere)
     rest, double, single = jax.eval_shape(cut, abstract_model(component, dtype))
-    draw = lambda part, seed=0: to_host(_filled(part, everywhere, seed))  # noqa: E731
+    draw = lambda part, seed=0: to_host(_by_leaf(part, everywhere, seed))  # noqa: E731
     return Layers(
         draw(rest), *(tuple(draw(block, seed) for seed, block in enumerate(each)) for each in (double, single))
     )
 
 
-def _filled(abstract: nnx.Module, sharding: NamedSharding, seed: int = 0) -> nnx.Module:
+def _by_leaf(abstract: nnx.Module, sharding: NamedSharding, seed: int = 0) -> nnx.Module:
     """Leaf by leaf, so that nothing is there twice: kernels of mean square 1 / inputs, biases 0, scales of norms 1."""
-    arrays = leaves.flatten(abstract)
-    drawn = {}
+    arrays, drawn = leaves.flatten(abstract), {}
     for number, (name, leaf) in enumerate(sorted(arrays.items())):
         projection, _, parameter = name.rpartition(".")
         kernel = arrays.get(f"{projection}.kernel")
         in_8_bits = kernel is not None and kernel.dtype.itemsize == 1
-        key = jax.random.fold_in(jax.random.key(seed), number)
         if parameter == "kernel":
-            inputs = leaf.shape[-1] if in_8_bits else leaf.shape[name.startswith(STACKS)]
-            make = functools.partial(_kernel, key, leaf.shape, leaf.dtype, LEVEL if in_8_bits else inputs**-0.5)
+            inputs = leaf.shape[-1] if in_8_bits else leaf.shape[is_stacked(name)]
+            mean, deviation = 0.0, LEVEL if in_8_bits else inputs**-0.5
         else:
-            value = {"bias": 0.0, "scale": 1.0}[parameter]
-            if parameter == "scale" and in_8_bits:
-                value = kernel.shape[-1] ** -0.5 / LEVEL
-            make = functools.partial(jnp.full, leaf.shape, value, leaf.dtype)
-        drawn[name] = jax.jit(make, out_shardings=sharding)()
+            scale = kernel.shape[-1] ** -0.5 / LEVEL if in_8_bits else 1.0
+            mean, deviation = {"bias": 0.0, "scale": scale}[parameter], 0.0
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        drawn[name] = _normal(key, mean, leaf.shape, leaf.dtype, deviation, sharding)
     return jax.block_until_ready(leaves.unflatten(abstract, drawn))
 
 
-def _kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation: float) -> jax.Array:
-    x = deviation * jax.random.normal(key, shape, jnp.bfloat16)
-    return jnp.clip(x, -3 * deviation, 3 * deviation).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # one compilation serves the leaf of every layer
+def _normal(
+    key: jax.Array, mean: float, shape: tuple[int, ...], dtype: jnp.dtype, deviation: float, sharding: NamedSharding
+) -> jax.Array:
+    """Within three deviations of the mean, computed in bfloat16; the mean alone if there is no deviation."""
+    if deviation:
+        x = mean + jnp.clip(deviation * jax.random.normal(key, shape, jnp.bfloat16), -3 * deviation, 3 * deviation)
+    else:
+        x = jnp.full(shape, mean)
+    return jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
 
 
 def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool, precision: str = FULL) -> Residency:

@@ -35,7 +35,7 @@ from osjax.models.hunyuan_vae import HunyuanVAE, HunyuanVAEConfig
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.quantized import FULL, NAMES, checked, quantize
 from osjax.models.rngs import ModuleRngs
-from osjax.models.streamed import STACKS, Layers, StreamedMMDiT, cut
+from osjax.models.streamed import STACKS, Layers, StreamedMMDiT, cut, is_stacked
 from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.host_memory import to_devices, to_host
 from osjax.parallel.specs import SPECS
@@ -234,16 +234,15 @@ class Residency:
         return module
 
     def _read(self, name: str) -> nnx.Module:
-        stored, made, folder = self._stored(name), self._abstract(name), self.bundle.folder(name)
+        stored = self._stored(name)
         how = {"stored": stored, "change": self._changes(name, stored)}
-        return load_component(folder, made, shardings=self._sharding, **how)
+        return load_component(self.bundle.folder(name), self._made_of(stored), shardings=self._sharding, **how)
 
     def _read_layers(self, name: str) -> Layers:
         stored = self._stored(name)
-        arrays = leaves.flatten(stored)
-        stacked = {leaf for leaf in arrays if leaf.startswith(tuple(f"{stack}." for stack in STACKS))}
-        found = load_rows(self.bundle.folder(name), arrays, stacked, to_host, self._changes(name, stored))
-        return _filled(self._abstract(name), found)
+        targets, change = leaves.flatten(stored), self._changes(name, stored)
+        arrays = load_rows(self.bundle.folder(name), targets, set(filter(is_stacked, targets)), to_host, change)
+        return _layers(self._made_of(stored), arrays)
 
     def _changes(self, name: str, stored: nnx.Module) -> Changes | None:
         if not isinstance(stored, MMDiT):
@@ -256,15 +255,14 @@ class Residency:
         """The model with the shapes that it has on disk."""
         return abstract_model(self.bundle.component(name), self.dtype)
 
-    def _abstract(self, name: str) -> nnx.Module:
+    def _made_of(self, stored: nnx.Module) -> nnx.Module:
         """The model with the shapes that it has here."""
-        component = self.bundle.component(name)
-        if issubclass(MODELS[component.kind][0], MMDiT):
-            component = dataclasses.replace(component, precision=self.precision)
-        return abstract_model(component, self.dtype)
+        if not isinstance(stored, MMDiT) or self.precision == FULL:
+            return stored
+        return jax.eval_shape(lambda model: quantize(model, self.precision), stored)
 
 
-def _filled(model: MMDiT, arrays: Mapping[str, Any]) -> Layers:
+def _layers(model: MMDiT, arrays: Mapping[str, Any]) -> Layers:
     """A model in parts from its arrays by name, those of the stacks in lists of layers; `model` may be abstract."""
     abstract = jax.eval_shape(cut, model)
     own = {name: arrays[name] for name in leaves.flatten(abstract.rest)}

@@ -19,6 +19,11 @@ DOUBLE, SINGLE = "double_blocks", "single_blocks"  # attributes of MMDiT, and so
 STACKS = (DOUBLE, SINGLE)
 
 
+def is_stacked(leaf: str) -> bool:
+    """Whether the leaf of that name has the layers of a stack as its first axis."""
+    return leaf.startswith(tuple(f"{stack}." for stack in STACKS))
+
+
 class Layers(NamedTuple):
     """An MMDiT in parts. rest: all of it but its two stacks; double, single: each of their layers by itself."""
 

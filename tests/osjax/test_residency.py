@@ -15,7 +15,7 @@ from osjax.checkpoint import PartWriter
 from osjax.errors import OsjaxError
 from osjax.models import lora
 from osjax.models.quantized import PRECISIONS, quantize
-from osjax.models.streamed import cut
+from osjax.models.streamed import cut, is_stacked
 from osjax.parallel import host_memory
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import EMBEDDED
@@ -133,7 +133,7 @@ def test_a_transformer_in_blocks_has_the_weights_of_the_whole_one(mesh, precisio
 @pytest.mark.parametrize("precision", ["full", "int8"])
 def test_a_transformer_in_blocks_has_the_loras_of_the_whole_one(tmp_path, precision):
     bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=2"))
-    style = save_lora(tmp_path / "style", residency()._abstract("mmdit"))
+    style = save_lora(tmp_path / "style", residency()._stored("mmdit"))
     models = Residency(bundle, devices, jnp.bfloat16, offload=True, precision=precision)
     models.adapt([(style, 0.5)])
     with models.on_device("mmdit") as whole:
@@ -154,7 +154,7 @@ def test_layers_are_read_as_a_converter_writes_them_and_as_training_does(tmp_pat
         component.mkdir(parents=True)
         writer = PartWriter(component, part_bytes=30_000)
         for leaf, array in leaves.flatten(module).items():
-            stacked = leaf.startswith(("double_blocks.", "single_blocks."))
+            stacked = is_stacked(leaf)
             for layer, row in enumerate(array) if stacked else [(None, array)]:
                 writer.add(leaf, layer, row)
         writer.close()
