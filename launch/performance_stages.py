@@ -5,8 +5,8 @@
 
 Random weights of the published size, bf16, B = 1, 16:9, 129 frames, 512 text tokens. A figure is the median of `--runs`
 after a first one, whose compiling (or reading from JAX's persistent cache, if one is set) `compile_s` tells; what was
-not measured but computed says so. `counts` and `ceilings` are what the roofline is made of: operations and bytes of
-each stage, read off traces, and what the device does at most.
+computed says so. `counts` and `ceilings` make the roofline: operations and bytes of each stage, read off traces, and
+what the device does at most.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from launch import measure_attention, measure_training, roofline
 from launch.measure_handover import TINY
 from launch.measure_performance import SIZES
 from osjax import benchmark, leaves, random_weights, room
 from osjax.benchmark import peak_gigabytes, timed
-from osjax.checkpoint import PartWriter, load_component
+from osjax.checkpoint import PartWriter
 from osjax.cli import trial
 from osjax.kernels.convolution import xla_convolution
 from osjax.liveness import tree_bytes
@@ -48,11 +47,10 @@ from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
 from osjax.models.streamed import is_stacked
 from osjax.parallel.mesh import MeshShape, make_mesh
-from osjax.parallel.specs import SPECS
 from osjax.pipeline import Pipeline, Texts, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
-from osjax.residency import abstract_model
+from osjax.residency import Residency, abstract_model
 from osjax.sampling import geometry, schedule
 from osjax.sampling.caching import Reuse
 from osjax.sampling.denoise import denoise
@@ -65,7 +63,6 @@ SMALL = {"resolution": None, "height": 32, "width": 32, "num_frames": 5}
 ALWAYS, NEVER = Reuse(0, 1e30), Reuse(1, 0)  # cut short, every pass but the first
 SETTLING = 2  # steps before those that are timed: the first compiles, the second may for another layout of the cache
 ATTENTIONS = {"pallas": "attention_tflops", "cudnn": "cudnn_tflops", "xla": "xla_tflops"}
-
 Figures = dict[str, dict[str, Any]]
 
 
@@ -99,7 +96,7 @@ def attention(size: str, runs: int, *, tiny: bool) -> Figures:
         for each in measure_attention.measured(tokens, config.num_heads, config.head_dim, jnp.bfloat16, repeats)
     }
     none = entry(None, f"this kernel does not run on {jax.devices()[0].device_kind}")
-    return {"attention_tflops": none, "cudnn_tflops": none} | found
+    return dict.fromkeys(("attention_tflops", "cudnn_tflops"), none) | found
 
 
 def forward(size: str, runs: int, *, tiny: bool, precision: str = FULL) -> Figures:
@@ -275,19 +272,20 @@ def counts(size: str, runs: int, *, tiny: bool) -> Figures:
 
 
 def load(size: str, runs: int, *, tiny: bool) -> Figures:
-    """Reading the MMDiT from a disk's cache onto the device, in parts such as a converter writes."""
+    """Reading the MMDiT from a disk's cache onto the device as the pipeline does, from files as a converter writes."""
     del size
-    component = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]}).component("mmdit")
-    mesh = make_mesh(MeshShape())
-    abstract, everywhere = abstract_model(component, jnp.bfloat16), NamedSharding(mesh, SPECS.everywhere)
+    bundle, mesh = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]}), make_mesh(MeshShape())
+    component = bundle.component("mmdit")
     with tempfile.TemporaryDirectory() as folder:
-        writer = PartWriter(Path(folder))
+        bundle = dataclasses.replace(bundle, path=Path(folder))
+        bundle.folder("mmdit").mkdir()
+        writer = PartWriter(bundle.folder("mmdit"))
         for leaf, array in leaves.flatten(random_weights.draw(component, mesh, jnp.bfloat16)).items():
             for layer in range(len(array)) if is_stacked(leaf) else [None]:
                 writer.add(leaf, layer, np.asarray(array if layer is None else array[layer]))
         writer.close()
-        seconds, first = timed(lambda: load_component(Path(folder), abstract, shardings=everywhere), runs)
-    gigabytes = tree_bytes(abstract) / GB
+        seconds, first = timed(lambda: _read(Residency(bundle, mesh, jnp.bfloat16, offload=False)), runs)
+    gigabytes = tree_bytes(abstract_model(component, jnp.bfloat16)) / GB
     how = f"median of {runs} after a first: {gigabytes:.3g} GB of the MMDiT, parts of 64 MB, from the disk's cache"
     return {"load_gb_per_s": entry(gigabytes / seconds, how, first_s=round(first + seconds, 2))}
 
@@ -303,6 +301,11 @@ def ceilings(size: str, runs: int, *, tiny: bool) -> Figures:
             2 * bytes_read / lap / GB, f"median of {runs}: {bytes_read} bytes read, negated, written; queued"
         ),
     }
+
+
+def _read(residency: Residency) -> Any:
+    with residency.on_device("mmdit") as model:
+        return benchmark.weights_of(model)
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:

@@ -143,7 +143,10 @@ def _work(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[Sequence[gui
     one, shape = requests[0], pipeline.shape(requests[0])
     given = shape.reference_frames if shape.kind.references else 0
     plan = _plan(pipeline, one, shape, same_condition=not given)
-    work = [Work("text", "text", 2, lambda: _encode_text(pipeline, len(requests)))]  # prompts and negative prompts
+    encoders = functools.partial(_encoders, pipeline)
+    work = [Work("text encoders come", "", 1, lambda: _bring(encoders()))] if pipeline.residency.offload else []
+    # prompts and negative prompts
+    work.append(Work("text", "text", 2, lambda: _encode_text(pipeline, len(requests)), encoders))
     if given:
         clips = [np.asarray(_random((given, *shape.size, 3)))]
         times = shape.kind.references * len(requests)
@@ -187,20 +190,27 @@ def _load(pipeline: Pipeline, requests: Sequence[Request], name: str) -> Load:
     start, residency = time.perf_counter(), pipeline.residency
     held = pipeline.transformer(requests) if name == pipeline.roles.mmdit else residency.on_device(name)
     with held as model:
-        weights = _weights(model)
+        weights = weights_of(model)
         seconds = time.perf_counter() - start
         return Load(name, sum(array.nbytes for array in jax.tree.leaves(weights)) / GB, seconds)
 
 
-def _weights(model: Any) -> Any:
+@contextlib.contextmanager
+def _encoders(pipeline: Pipeline) -> Iterator[tuple[Any, Any]]:
+    """Both text encoders, as `osjax.embedding.encode_all` has them there for all prompts."""
+    with pipeline.residency.on_device("t5") as t5, pipeline.residency.on_device("clip") as clip:
+        yield t5, clip
+
+
+def weights_of(model: Any) -> Any:
     """All arrays of a model that is there, blocks that wait in host memory too."""
     return jax.block_until_ready(model.layers if isinstance(model, StreamedMMDiT) else model)
 
 
 def _bring(held: contextlib.AbstractContextManager[Any]) -> None:
-    """Has a model there and lets it go again."""
+    """Has models there and lets them go again."""
     with held as model:
-        _weights(model)
+        weights_of(model)
 
 
 def _encode_text(pipeline: Pipeline, count: int) -> list[Any]:

@@ -257,7 +257,7 @@ class Pipeline:
 
     def _setting(self, requests: Sequence[Request]) -> Setting:
         residency, mesh = self.residency, MeshShape(**self.where.mesh.shape)
-        how = {"roles": self.roles, "precision": residency.precision}
+        how = {"roles": self.roles, "precision": residency.precision, "in_parts": residency.in_parts}
         return Setting(tuple(requests), mesh, residency.dtype, residency.offload, self.attention, **how)
 
     def in_blocks(self, requests: Sequence[Request]) -> bool:

@@ -55,7 +55,8 @@ _Abstract = jax.ShapeDtypeStruct
 class Setting:
     """What memory depends on: requests that are drawn together, on which devices, in what dtype, with which attention
     (by the name that was chosen), by which components. beside: others that stay on the devices all the while.
-    precision: of the transformer's blocks. in_blocks: whether these come one by one, with offloading."""
+    precision: of the transformer's blocks. in_blocks: whether these come one by one, with offloading; in_parts: whether
+    they are compiled one by one though all are there (`osjax.residency.Residency`)."""
 
     requests: tuple[Request, ...]
     mesh: MeshShape
@@ -66,6 +67,7 @@ class Setting:
     beside: tuple[str, ...] = ()
     precision: str = FULL
     in_blocks: bool = False
+    in_parts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _denoising_bytes(bundle: Bundle, setting: Setting, shape: Shape) -> int:
     component, length = bundle.component(setting.roles.mmdit), bundle.component("t5").max_length
     model = component.kind, model_config(component), setting.dtype
     cached = SPEEDS[setting.requests[0].speed] is not None
-    means = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks
+    means = setting.precision, setting.mesh, setting.attention, cached, setting.in_blocks or setting.in_parts
     return _denoise_bytes(*model, len(setting.requests), length, shape.grid, *means)
 
 
@@ -255,7 +257,7 @@ def _denoise_bytes(
     mesh: MeshShape,
     attention: str,
     cached: bool,
-    in_blocks: bool,
+    by_block: bool,
 ) -> int:
     sequence = JointSequence(length, grid.tokens, mesh.seq)
     length, tokens = length + sequence.text_padding, grid.tokens + sequence.image_padding
@@ -288,7 +290,7 @@ def _denoise_bytes(
         FOR_SAMPLING,
     )
     model, means = _model(kind, config, dtype, precision), {"sequence": sequence, "where": where}
-    if not in_blocks:
+    if not by_block:
         return given + peak_bytes(functools.partial(euler_step, **means), model, *inputs)
     streams = _Abstract((rows, tokens, config.hidden_size), dtype), _Abstract((rows, length, config.hidden_size), dtype)
     waiting = BRANCHES * tree_bytes(streams) * (3 if cached else 1) // mesh.devices

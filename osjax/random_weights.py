@@ -22,9 +22,8 @@ from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
 from osjax.models.streamed import Layers, cut, is_stacked
 from osjax.models.t5 import T5Config
-from osjax.parallel.host_memory import to_host
 from osjax.parallel.specs import SPECS
-from osjax.residency import MODELS, Residency, Source, abstract_model, model_config
+from osjax.residency import MODELS, Place, Residency, Source, abstract_model, model_config
 
 LEVEL = 40.0  # deviation of numbers of 8 bits, whose range is 127 or 448
 # Component → kind, config, tokens that a text encoder is given; the sizes of Open-Sora 2.0.
@@ -56,11 +55,11 @@ def draw(component: Component, mesh: Mesh, dtype: jnp.dtype) -> nnx.Module:
     return jax.block_until_ready(jax.jit(make, out_shardings=everywhere)())
 
 
-def draw_layers(component: Component, mesh: Mesh, dtype: jnp.dtype) -> Layers:
-    """The component's MMDiT in parts, in host memory, as in `_by_leaf`."""
+def draw_layers(component: Component, mesh: Mesh, dtype: jnp.dtype, place: Place) -> Layers:
+    """The component's MMDiT in parts, each drawn as in `_by_leaf` on every device of the mesh and placed from there."""
     everywhere = NamedSharding(mesh, SPECS.everywhere)
     rest, double, single = jax.eval_shape(cut, abstract_model(component, dtype))
-    draw = lambda part, seed=0: to_host(_by_leaf(part, everywhere, seed))  # noqa: E731
+    draw = lambda part, seed=0: place(_by_leaf(part, everywhere, seed))  # noqa: E731
     return Layers(
         draw(rest), *(tuple(draw(block, seed) for seed, block in enumerate(each)) for each in (double, single))
     )
@@ -105,6 +104,7 @@ def residency(bundle: Bundle, mesh: Mesh, dtype: jnp.dtype, *, offload: bool, pr
         return dataclasses.replace(found, precision=precision) if of_blocks else found
 
     source = Source(
-        lambda name: draw(component(name), mesh, dtype), lambda name: draw_layers(component(name), mesh, dtype)
+        lambda name: draw(component(name), mesh, dtype),
+        lambda name, place: draw_layers(component(name), mesh, dtype, place),
     )
     return Residency(bundle, mesh, dtype, offload=offload, source=source, precision=precision)

@@ -3,6 +3,9 @@
 A part is read from disk at its first use. With `offload` it leaves the devices when its stage ends and waits in host
 memory, so that the largest part alone decides what fits; an MMDiT that is asked for in blocks never comes whole.
 Weights never change: what waits there stays there, and leaving again is forgetting.
+
+On GPUs an MMDiT is in parts, each layer's weights by themselves: a scan over the stack would copy them out of it first,
+which took 3 % of a pass at 256px, and its blocks compile sooner (docs/performance.md, section A forward pass).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from osjax.models.t5 import T5Config, T5Encoder
 from osjax.parallel.host_memory import to_devices, to_host
 from osjax.parallel.specs import SPECS
 
+Place = Callable[[Any], Any]  # arrays, or a pytree of them, to where they are to stay
 MODELS: dict[str, tuple[type[nnx.Module], type]] = {
     "mmdit": (MMDiT, MMDiTConfig),
     "flux": (MMDiT, MMDiTConfig),
@@ -97,17 +101,18 @@ def chosen_precision(bundle: Bundle, wanted: str | None, device: jax.Device) -> 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What models come from by their names, in the precision that they are to have. whole: onto every device of the
-    mesh; in_layers: an MMDiT into host memory (`host_memory.to_host`)."""
+    mesh; in_layers: an MMDiT in parts, each of which goes through the function given, to where it is to stay."""
 
     whole: Callable[[str], nnx.Module]
-    in_layers: Callable[[str], Layers]
+    in_layers: Callable[[str, Place], Layers]
 
 
 class Residency:
     """The models of one bundle on one mesh, in one dtype.
 
     modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: in
-    place of the bundle's files. precision: of the transformers' blocks (`osjax.models.quantized`).
+    place of the bundle's files. precision: of the transformers' blocks (`osjax.models.quantized`). in_parts: whether an
+    MMDiT is a `StreamedMMDiT` where it is not asked for in blocks either; None: on GPUs.
     """
 
     def __init__(
@@ -120,12 +125,14 @@ class Residency:
         modules: Mapping[str, nnx.Module] | None = None,
         source: Source | None = None,
         precision: str = FULL,
+        in_parts: bool | None = None,
     ):
         self.bundle = bundle
         self._source = source or Source(self._read, self._read_layers)
         self._sharding = NamedSharding(mesh, SPECS.everywhere)
         self.dtype = dtype
         self.precision = precision
+        self.in_parts = mesh.devices.flat[0].platform == "gpu" if in_parts is None else in_parts
         self._offload = offload
         self._modules: dict[str, nnx.Module | StreamedMMDiT] = {} if offload else dict(modules or {})
         self._waiting: dict[str, nnx.Module | Layers] = dict(modules or {}) if offload else {}
@@ -175,7 +182,7 @@ class Residency:
         """The model `name`, its parameters on the mesh. With offload they are gone from the devices afterwards.
 
         Inside another such block of the same model it is there already, and stays until that one ends. in_blocks: an
-        MMDiT as a `StreamedMMDiT`, with offload only.
+        MMDiT as a `StreamedMMDiT` whose blocks stay in host memory, with offload only.
         """
         if name in self._held:
             yield self._modules[name]
@@ -202,29 +209,36 @@ class Residency:
             self._coming[name] = self._thread.submit(lambda: self._bring(name, in_blocks) if has_room() else None)
 
     def _bring(self, name: str, in_blocks: bool) -> nnx.Module | StreamedMMDiT:
-        if isinstance(self._waiting.get(name), Layers) != in_blocks:
-            self._waiting.pop(name, None)  # in the other form; the host might not hold both
-        if in_blocks:
-            return self._bring_in_blocks(name)
-        if name in self._waiting:
-            return to_devices(self._waiting[name], self._sharding)
-        module = self._modules.get(name)
-        return self._load(name) if module is None else jax.device_put(module, self._sharding)
-
-    def _bring_in_blocks(self, name: str) -> StreamedMMDiT:
-        layers = self._waiting.get(name) or self._source.in_layers(name)
-        self._waiting[name] = layers
+        waiting, module = self._waiting.get(name), self._modules.get(name)
+        if waiting is not None and isinstance(waiting, Layers) != in_blocks and not self._serves(waiting, in_blocks):
+            del self._waiting[name]  # in the other form; the host might not hold both
+            waiting = None
         bring = functools.partial(to_devices, sharding=self._sharding)
-        return StreamedMMDiT(layers._replace(rest=bring(layers.rest)), bring)
+        if in_blocks:
+            layers = waiting or self._source.in_layers(name, to_host)
+            self._waiting[name] = layers
+            return StreamedMMDiT(layers._replace(rest=bring(layers.rest)), bring)
+        if waiting is not None:
+            there = bring(waiting)
+            return StreamedMMDiT(there) if isinstance(there, Layers) else there
+        if module is not None:
+            return module if isinstance(module, StreamedMMDiT) else jax.device_put(module, self._sharding)
+        if self.in_parts and issubclass(MODELS[self.bundle.component(name).kind][0], MMDiT):
+            return StreamedMMDiT(self._source.in_layers(name, bring))
+        return self._load(name)
+
+    def _serves(self, waiting: nnx.Module | Layers, in_blocks: bool) -> bool:
+        """Whether a model that waits in the other form than is asked for will do."""
+        return not in_blocks and self.in_parts and isinstance(waiting, Layers)
 
     def _leave(self, name: str) -> None:
         module = self._modules.pop(name)
+        in_parts = isinstance(module, StreamedMMDiT)
         if name not in self._waiting:
-            self._waiting[name] = to_host(module)
-        if isinstance(module, StreamedMMDiT):
+            self._waiting[name] = to_host(module.layers if in_parts else module)
+        if in_parts:
             module.forget()
-            module = module.rest
-        for array in jax.tree.leaves(module):
+        for array in jax.tree.leaves(module.resident if in_parts else module):
             array.delete()
 
     def _load(self, name: str) -> nnx.Module:
@@ -238,10 +252,10 @@ class Residency:
         how = {"stored": stored, "change": self._changes(name, stored)}
         return load_component(self.bundle.folder(name), self._made_of(stored), shardings=self._sharding, **how)
 
-    def _read_layers(self, name: str) -> Layers:
+    def _read_layers(self, name: str, place: Place) -> Layers:
         stored = self._stored(name)
         targets, change = leaves.flatten(stored), self._changes(name, stored)
-        arrays = load_rows(self.bundle.folder(name), targets, set(filter(is_stacked, targets)), to_host, change)
+        arrays = load_rows(self.bundle.folder(name), targets, set(filter(is_stacked, targets)), place, change)
         return _layers(self._made_of(stored), arrays)
 
     def _changes(self, name: str, stored: nnx.Module) -> Changes | None:

@@ -1,7 +1,9 @@
-"""An MMDiT whose blocks wait in host memory and come to the devices one by one, the next while one is at work.
+"""An MMDiT in parts, which sampling takes block by block (`osjax/sampling/streaming.py`). What is computed is the same;
+only the stack of all layers, which `MMDiT` scans over, is never whole.
 
-So the devices hold the few layers around the blocks and two or three blocks, whatever the depth. What is computed is
-the same; only the stack of all layers, which `MMDiT` scans over, is never whole (`osjax/sampling/streaming.py`).
+Its blocks are all on the devices, where a scan would copy each one's weights out of the stack; or they wait in host
+memory and come one by one, the next while one is at work, so that the devices hold the few layers around the blocks and
+two or three blocks, whatever the depth.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ def _each(stack: nnx.Module, count: int) -> tuple[nnx.Module, ...]:
 
 
 class StreamedMMDiT:
-    """A model in parts: layers: `rest` on the devices, the blocks in host memory; bring: takes one to the devices,
-    and may return before it is there."""
+    """A model in parts. layers: `rest` on the devices, the blocks too, or in host memory with something to `bring` one
+    to the devices, which may return before it is there."""
 
-    def __init__(self, layers: Layers, bring: Callable[[nnx.Module], nnx.Module]):
+    def __init__(self, layers: Layers, bring: Callable[[nnx.Module], nnx.Module] | None = None):
         self.layers = layers
         self.bring = bring
         self._coming: dict[int, nnx.Module] = {}
@@ -70,6 +72,11 @@ class StreamedMMDiT:
         """Blocks in all, double ones first."""
         return len(self.layers.double) + len(self.layers.single)
 
+    @property
+    def resident(self) -> nnx.Module | Layers:
+        """What is on the devices all the while."""
+        return self.layers if self.bring is None else self.rest
+
     def block(self, index: int, then: int | None = None) -> nnx.Module:
         """Block `index` on the devices; then: the one to send for now, because it will be asked for next."""
         block = self._coming.pop(index, None)
@@ -84,4 +91,5 @@ class StreamedMMDiT:
         self._coming.clear()
 
     def _bring(self, index: int) -> nnx.Module:
-        return self.bring((*self.layers.double, *self.layers.single)[index])
+        block = (*self.layers.double, *self.layers.single)[index]
+        return block if self.bring is None else self.bring(block)

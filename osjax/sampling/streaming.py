@@ -1,8 +1,7 @@
-"""A step of the denoising loop by an MMDiT whose blocks come from host memory: every branch goes through a block before
-the next one comes.
+"""A step of the denoising loop by an MMDiT in parts: every branch goes through a block before the next one.
 
-A block crosses the bus once a step, however many branches there are, and while the block before it is at work. What is
-computed is what `euler_step` computes, in several compiled parts in place of one.
+A block that comes from host memory crosses the bus once a step, however many branches there are, and while the block
+before it is at work. What is computed is what `euler_step` computes, in several compiled parts in place of one.
 
 B batch, N image tokens, L text tokens, M = L + N, C channels of a token, F features, K guidance branches.
 """

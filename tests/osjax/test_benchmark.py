@@ -51,6 +51,7 @@ def test_several_at_once_over_a_mesh_with_models_that_wait():
     times = {part.name: part.times for part in measured.parts}
     assert times["reference"] == 2
     assert times["transformer comes"] == 1, "once a video, not at each step"
+    assert times["text encoders come"] == 1, "for the prompts and what they are not to be"
     assert measured.videos == 2
 
 

@@ -11,8 +11,10 @@ from PIL import Image
 
 from osjax import room
 from osjax.errors import OsjaxError
+from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.pipeline import Pipeline
 from osjax.request import Request
+from osjax.residency import Residency
 
 SMALL = {"resolution": None, "aspect_ratio": None, "height": 32, "width": 48, "num_frames": 5, "num_steps": 3}
 
@@ -99,6 +101,18 @@ def test_blocks_that_come_one_by_one_draw_the_same(alone, mesh):
         assert video.provenance.in_blocks
         assert video.provenance.forward_passes == alone.provenance.forward_passes
     assert not alone.provenance.in_blocks
+
+
+@pytest.mark.parametrize("options", [{}, {"speed": "balanced", "num_steps": 6}])
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_transformer_in_parts_draws_the_same(pipeline, options, offload):
+    """As GPUs have it."""
+    mesh = make_mesh(parse_mesh("data=1,seq=2"))
+    residency = Residency(pipeline.bundle, mesh, jnp.float32, offload=offload, in_parts=True)
+    in_parts = Pipeline.over(residency, mesh, "fp32", "auto", "tiny", progress=False)
+    asked = request(**options)
+    for _ in range(2):
+        assert_same_frames(in_parts(asked), pipeline(asked))
 
 
 def test_blocks_come_one_by_one_from_a_picture_too(pipeline, picture):

@@ -10,6 +10,7 @@ import pytest
 from osjax import random_weights
 from osjax.models.quantized import PRECISIONS
 from osjax.models.streamed import cut
+from osjax.parallel.host_memory import to_host
 from osjax.parallel.mesh import make_mesh, parse_mesh
 from osjax.residency import abstract_model
 from tests.small_models import SMALL
@@ -51,7 +52,7 @@ def test_an_mmdit_in_8_bits_gives_numbers_of_the_usual_size(precision):
 def test_an_mmdit_is_drawn_in_parts_of_the_same_shapes():
     component = random_weights.bundle_of(SMALL).components["mmdit"]
     mesh = make_mesh(parse_mesh("data=1,seq=2"))
-    parts = random_weights.draw_layers(component, mesh, jnp.bfloat16)
+    parts = random_weights.draw_layers(component, mesh, jnp.bfloat16, to_host)
     whole = jax.eval_shape(cut, abstract_model(component, jnp.bfloat16))
     assert jax.tree.structure(parts) == jax.tree.structure(whole)
     for found, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):

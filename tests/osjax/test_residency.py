@@ -130,6 +130,44 @@ def test_a_transformer_in_blocks_has_the_weights_of_the_whole_one(mesh, precisio
         same_to_the_bit(cut(whole), wanted)
 
 
+@pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=4"])
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_a_transformer_in_parts_has_all_blocks_on_the_devices(mesh, offload, precision):
+    """As GPUs have it."""
+    bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh(mesh))
+    how = {"offload": offload, "precision": precision}
+    with Residency(bundle, devices, jnp.bfloat16, **how).on_device("mmdit") as whole:
+        wanted = host_memory.to_host(cut(whole))
+    models = Residency(bundle, devices, jnp.bfloat16, in_parts=True, **how)
+    for in_blocks in [False, False, offload, False]:
+        with models.on_device("mmdit", in_blocks=in_blocks) as parts:
+            same_to_the_bit(parts.layers, wanted)
+            for number, block in enumerate((*wanted.double, *wanted.single)):
+                there = parts.block(number, then=(number + 1) % parts.depth)
+                same_to_the_bit(there, block)
+                assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(there)} == {"device"}
+                assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(there)} == {devices.size}
+        left = [leaf.is_deleted() for leaf in jax.tree.leaves(parts.rest if in_blocks else parts.layers)]
+        assert set(left) == {offload}
+
+
+def test_only_a_transformer_is_in_parts():
+    models = Residency(
+        read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=1")), jnp.bfloat16, offload=False, in_parts=True
+    )
+    with models.on_device("t5") as encoder:
+        assert arrays(encoder)
+
+
+def test_one_that_is_given_stays_as_it_is():
+    with residency(offload=False).on_device("mmdit") as whole:
+        how = {"modules": {"mmdit": whole}, "in_parts": True}
+        given = Residency(read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=1")), jnp.bfloat16, offload=False, **how)
+        with given.on_device("mmdit") as found:
+            same_to_the_bit(found, whole)
+
+
 @pytest.mark.parametrize("precision", ["full", "int8"])
 def test_a_transformer_in_blocks_has_the_loras_of_the_whole_one(tmp_path, precision):
     bundle, devices = read_bundle(EMBEDDED), make_mesh(parse_mesh("seq=2"))
@@ -139,6 +177,10 @@ def test_a_transformer_in_blocks_has_the_loras_of_the_whole_one(tmp_path, precis
     with models.on_device("mmdit") as whole:
         wanted = host_memory.to_host(cut(whole))
     with models.on_device("mmdit", in_blocks=True) as parts:
+        same_to_the_bit(parts.layers, wanted)
+    there = Residency(bundle, devices, jnp.bfloat16, offload=False, precision=precision, in_parts=True)
+    there.adapt([(style, 0.5)])
+    with there.on_device("mmdit") as parts:
         same_to_the_bit(parts.layers, wanted)
     models.adapt([])
     with models.on_device("mmdit", in_blocks=True) as parts, pytest.raises(AssertionError):

@@ -76,6 +76,17 @@ def test_blocks_may_have_8_bits(model, precision):
     np.testing.assert_allclose(found, wanted, **close)
 
 
+@pytest.mark.parametrize("reuse", [None, Reuse(0.0, 0.9)])
+def test_blocks_that_are_all_there_draw_what_those_that_come_do_to_the_bit(model, reuse):
+    """The same programs."""
+    parts = streamed(model, seq=2)
+    there = StreamedMMDiT(to_devices(parts.layers, parts.bring.sharding))
+    wanted, _ = denoise(parts, *problem(1), where(seq=2), reuse=reuse)
+    found, _ = denoise(there, *problem(1), where(seq=2), reuse=reuse)
+    np.testing.assert_array_equal(found, wanted)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(there.resident))
+
+
 def test_a_block_comes_once_a_step_for_all_branches(model):
     parts = streamed(model)
     denoise(parts, *problem(1), where())
