@@ -12,6 +12,7 @@ what the device does at most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,9 +20,8 @@ import json
 import platform
 import shlex
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from launch import measure_attention, measure_training, roofline
-from launch.measure_handover import TINY
+from launch import measure_attention, performance_machine, roofline
 from launch.measure_performance import SIZES
-from osjax import benchmark, leaves, random_weights, room
+from launch.performance_sizes import SMALL, TEXT_TOKENS, Figures, entry, grid_of, models_of
+from osjax import benchmark, random_weights, room
 from osjax.benchmark import peak_gigabytes, timed
-from osjax.checkpoint import PartWriter
 from osjax.cli import trial
+from osjax.kernels.attention import why_not
 from osjax.kernels.convolution import xla_convolution
 from osjax.liveness import tree_bytes
 from osjax.models.conv3d import convolved_by
@@ -45,12 +45,10 @@ from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
-from osjax.models.streamed import is_stacked
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.pipeline import Pipeline, Texts, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
-from osjax.residency import Residency, abstract_model
 from osjax.sampling import geometry, schedule
 from osjax.sampling.caching import Reuse
 from osjax.sampling.denoise import denoise
@@ -58,36 +56,16 @@ from osjax.sampling.guidance import GuidedStep
 from osjax.sampling.latents import Text
 from osjax.sampling.step import Branches, Where
 
-FRAMES, TEXT_TOKENS = 129, 512
-SMALL = {"resolution": None, "height": 32, "width": 32, "num_frames": 5}
 ALWAYS, NEVER = Reuse(0, 1e30), Reuse(1, 0)  # cut short, every pass but the first
 SETTLING = 2  # steps before those that are timed: the first compiles, the second may for another layout of the cache
-ATTENTIONS = {"pallas": "attention_tflops", "cudnn": "cudnn_tflops", "xla": "xla_tflops"}
-Figures = dict[str, dict[str, Any]]
-
-
-def entry(value: float | None, how: str, *, measured: bool = True, **more: Any) -> dict[str, Any]:
-    """A figure. measured: whether it was, itself; False for whatever was multiplied or summed, or is missing."""
-    rounded = None if value is None else float(f"{value:.5g}")
-    return {"value": rounded, "measured": measured and value is not None, "how": how, **more}
-
-
-def models_of(tiny: bool) -> dict[str, tuple[str, Any, int | None]]:
-    """As `random_weights.PUBLISHED`."""
-    return {name: (TINY if tiny else random_weights.PUBLISHED)[name] for name in random_weights.PUBLISHED}
-
-
-def grid_of(size: str, *, tiny: bool) -> geometry.LatentGrid:
-    if tiny:
-        return geometry.latent_grid(SMALL["height"], SMALL["width"], SMALL["num_frames"])
-    return geometry.latent_grid(*geometry.image_size(size, "16:9"), FRAMES)
+KEYS = {"pallas": "attention", "cudnn": "cudnn", "xla": "xla", "fp8": "attention_fp8"}  # attention → figure
 
 
 def attention(size: str, runs: int, *, tiny: bool) -> Figures:
     config = models_of(tiny)["mmdit"][1]
     tokens, repeats = grid_of(size, tiny=tiny).tokens + TEXT_TOKENS, max(runs, 7)
     found = {
-        ATTENTIONS[each.name]: entry(
+        f"{KEYS[each.name]}_tflops": entry(
             each.tflops,
             f"{each.name}: median of {repeats}, calls queued; {tokens} tokens",
             seconds=each.seconds,
@@ -99,27 +77,47 @@ def attention(size: str, runs: int, *, tiny: bool) -> Figures:
     return dict.fromkeys(("attention_tflops", "cudnn_tflops"), none) | found
 
 
-def forward(size: str, runs: int, *, tiny: bool, precision: str = FULL) -> Figures:
+def forward(size: str, runs: int, *, tiny: bool) -> Figures:
     """A pass through the sampler's own compiled step; with step caching, one in full and one that is cut short."""
-    models = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]})
-    mesh, grid = make_mesh(MeshShape()), grid_of(size, tiny=tiny)
-    residency = random_weights.residency(models, mesh, jnp.bfloat16, offload=False, precision=precision)
-    pipeline = Pipeline.over(residency, mesh, "bf16", "auto", trial.RANDOM, progress=False)
-    with residency.on_device("mmdit") as model:
-        laps = functools.partial(_step_seconds, model, grid, pipeline.where, runs)
-        how = f"median of {runs} steps of one pass in the sampler, after {SETTLING}; attention {pipeline.attention}"
-        seconds, first, _ = laps(None)
-        more = {"compile_s": round(first, 2), "peak_gb": _rounded(peak_gigabytes())}
-        if precision != FULL:
-            return {f"forward_{precision}_s": entry(seconds, f"{how}, {precision}", **more)}
-        found = {"forward_s": entry(seconds, how, **more)}
+    found = {}
+    with _stepper(size, runs, tiny, FULL) as step:
+        found["forward_s"], _ = step("auto", None)
         for key, reuse, full in (("forward_kept_s", NEVER, runs + SETTLING), ("forward_cut_s", ALWAYS, 1)):
-            seconds, _, computed = laps(reuse)
+            figure, computed = step("auto", reuse)
             if computed != full:
                 raise RuntimeError(f"{computed} passes were computed in full in place of {full}")
             what = "cut short behind the first block" if reuse is ALWAYS else "in full, with what it adds kept"
-            found[key] = entry(seconds, f"{how}; step caching, {what}")
-        return found
+            found[key] = figure | {"how": f"{figure['how']}; step caching, {what}"}
+    return found
+
+
+def forward_fp8(size: str, runs: int, *, tiny: bool) -> Figures:
+    """A pass with products in 8 bits, and one with attention in 8 bits too, where that runs."""
+    head, device = models_of(tiny)["mmdit"][1].head_dim, jax.devices()[0]
+    attention = "auto" if why_not("fp8", device, jnp.bfloat16, head) else "fp8"
+    with _stepper(size, runs, tiny, "fp8") as step:
+        return {"forward_fp8_products_s": step("auto", None)[0], "forward_fp8_s": step(attention, None)[0]}
+
+
+@contextlib.contextmanager
+def _stepper(
+    size: str, runs: int, tiny: bool, precision: str
+) -> Iterator[Callable[[str, Reuse | None], tuple[dict[str, Any], int]]]:
+    """A function of attention and reuse that measures a pass: (its figure, passes computed in full)."""
+    models = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]})
+    mesh, grid = make_mesh(MeshShape()), grid_of(size, tiny=tiny)
+    residency = random_weights.residency(models, mesh, jnp.bfloat16, offload=False, precision=precision)
+    with residency.on_device("mmdit") as model:
+
+        def step(attention: str, reuse: Reuse | None) -> tuple[dict[str, Any], int]:
+            pipeline = Pipeline.over(residency, mesh, "bf16", attention, trial.RANDOM, progress=False)
+            how = f"median of {runs} steps of one pass in the sampler, after {SETTLING}; attention {pipeline.attention}"
+            seconds, first, computed = _step_seconds(model, grid, pipeline.where, runs, reuse)
+            how += "" if precision == FULL else f", precision {precision}"
+            more = {"compile_s": round(first, 2), "peak_gb": _rounded(peak_gigabytes())}
+            return entry(seconds, how, **more), computed
+
+        yield step
 
 
 def _step_seconds(
@@ -271,43 +269,6 @@ def counts(size: str, runs: int, *, tiny: bool) -> Figures:
     return {name: dataclasses.asdict(each) for name, each in work.items()}
 
 
-def load(size: str, runs: int, *, tiny: bool) -> Figures:
-    """Reading the MMDiT from a disk's cache onto the device as the pipeline does, from files as a converter writes."""
-    del size
-    bundle, mesh = random_weights.bundle_of({"mmdit": models_of(tiny)["mmdit"]}), make_mesh(MeshShape())
-    component = bundle.component("mmdit")
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = dataclasses.replace(bundle, path=Path(folder))
-        bundle.folder("mmdit").mkdir()
-        writer = PartWriter(bundle.folder("mmdit"))
-        for leaf, array in leaves.flatten(random_weights.draw(component, mesh, jnp.bfloat16)).items():
-            for layer in range(len(array)) if is_stacked(leaf) else [None]:
-                writer.add(leaf, layer, np.asarray(array if layer is None else array[layer]))
-        writer.close()
-        seconds, first = timed(lambda: _read(Residency(bundle, mesh, jnp.bfloat16, offload=False)), runs)
-    gigabytes = tree_bytes(abstract_model(component, jnp.bfloat16)) / GB
-    how = f"median of {runs} after a first: {gigabytes:.3g} GB of the MMDiT, parts of 64 MB, from the disk's cache"
-    return {"load_gb_per_s": entry(gigabytes / seconds, how, first_s=round(first + seconds, 2))}
-
-
-def ceilings(size: str, runs: int, *, tiny: bool) -> Figures:
-    side, bytes_read = (64, 2**16) if tiny else (8192, 2**31)
-    x = jnp.ones(bytes_read // 2, jnp.bfloat16)
-    lap = measure_attention.seconds(jax.jit(jnp.negative), [x], 10, runs)
-    rate = measure_training.matmul_rate(side, side, side, runs)
-    return {
-        "matmul_tflops": entry(rate / 1e12, f"median of {runs}: bf16 products of {side} x {side} matrices, queued"),
-        "copy_gb_per_s": entry(
-            2 * bytes_read / lap / GB, f"median of {runs}: {bytes_read} bytes read, negated, written; queued"
-        ),
-    }
-
-
-def _read(residency: Residency) -> Any:
-    with residency.on_device("mmdit") as model:
-        return benchmark.weights_of(model)
-
-
 def _rounded(value: float | None, digits: int = 2) -> float | None:
     return None if value is None else round(value, digits)
 
@@ -315,7 +276,7 @@ def _rounded(value: float | None, digits: int = 2) -> float | None:
 STAGES: dict[str, Callable[..., Figures]] = {
     "attention": attention,
     "forward": forward,
-    "forward_fp8": functools.partial(forward, precision="fp8"),
+    "forward_fp8": forward_fp8,
     "decode": decode,
     "decode_check": decode_check,
     "t2v": video,
@@ -323,8 +284,8 @@ STAGES: dict[str, Callable[..., Figures]] = {
     **{name: functools.partial(limited, stage=name) for name in ("t2v_24gb", "t2v_40gb")},
     "whole": whole,
     "counts": counts,
-    "ceilings": ceilings,
-    "load": load,
+    "ceilings": performance_machine.ceilings,
+    "load": performance_machine.load,
 }
 
 

@@ -22,9 +22,11 @@ class Row:
 ROWS = (
     Row("attention_tflops", "attention", "TFLOP/s", (600, 660), at_least=True),
     Row("cudnn_tflops", "attention, cuDNN", "TFLOP/s"),
+    Row("attention_fp8_tflops", "attention in fp8", "TFLOP/s"),
     Row("forward_s", "forward, one pass", "s", (0.265, 7.6)),
     Row("torch_forward_s", "forward, three branches, eager PyTorch", "s", None, (0.974, 26.0)),
-    Row("forward_fp8_s", "forward in fp8, one pass", "s", (0.19, 6.0)),
+    Row("forward_fp8_s", "forward in fp8, attention too, one pass", "s", (0.19, 6.0)),
+    Row("forward_fp8_products_s", "forward in fp8, attention in bf16", "s"),
     Row("t2v_exact_s", "text to video, exact", "s", (23, 620), (60, 1656)),
     Row("i2v_exact_s", "image to video, exact", "s", (32, 850)),
     Row("t2v_balanced_s", "text to video, balanced", "s", (13, 350)),

@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from launch.measure_performance import SIZES
-from launch.performance_stages import TEXT_TOKENS, entry, grid_of, models_of
+from launch.performance_sizes import TEXT_TOKENS, entry, grid_of, models_of
 from osjax.models.mmdit import TIME_EMBEDDING_WIDTH, MMDiTConfig
 from osjax.models.rope import rope_table
 from osjax.sampling.geometry import LatentGrid, image_ids

@@ -314,12 +314,18 @@ def _block_bytes(model: MMDiT, streams: tuple[_Abstract, _Abstract], means: dict
 
 
 def _traced_attention(name: str) -> Attention:
-    return reference_attention if name == "xla" else _fused
+    return {"xla": reference_attention, "fp8": _fused_in_8_bits}.get(name, _fused)
 
 
 def _fused(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
     """Stands in for a fused kernel when traced: it reads three arrays and makes one, and is never run."""
     return jax.pure_callback(_never, _Abstract(q_bnhd.shape, q_bnhd.dtype), q_bnhd, k_bmhd, v_bmhd)
+
+
+def _fused_in_8_bits(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
+    """The same for one whose inputs are rounded first."""
+    rounded = [x.astype(jnp.float8_e4m3fn) for x in (q_bnhd, k_bmhd, v_bmhd)]
+    return jax.pure_callback(_never, _Abstract(q_bnhd.shape, q_bnhd.dtype), *rounded)
 
 
 def _never(*arrays: Any) -> Any:

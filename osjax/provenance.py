@@ -55,8 +55,8 @@ class Provenance:
     attention: the implementation chosen; batch_size, batch_index: how many were drawn together, and its place among
     them: the last bits depend on the shapes of the arrays.
     forward_passes: of the transformer, those computed in full.
-    precision: of the transformer's blocks, full or in 8 bits; approximate: whether they are in 8 bits or forward passes
-    were cut short (the request's `speed`), so that this is near the exact video.
+    precision: of the transformer's blocks, full or in 8 bits; approximate: whether these or attention are in 8 bits, or
+    forward passes were cut short (the request's `speed`), so that this is near the exact video.
     xla_flags: what the compiler was told beyond its defaults, without values that are places on a disk; compiled_kept:
     whether programs were kept from run to run, so that `seconds` may hold no compiling.
     in_blocks: whether the transformer's blocks came to the devices one by one, which may change last bits.

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from osjax import provenance
+from osjax.kernels.attention import APPROXIMATE
 from osjax.models.quantized import FULL
 from osjax.request import EXACT, Request
 from osjax.roles import Roles, prompt_used, sampling_options
@@ -76,7 +77,7 @@ def record(
         request=dataclasses.asdict(request),
         loras=means.loras,
         precision=means.precision,
-        approximate=request.speed != EXACT or means.precision != FULL,
+        approximate=request.speed != EXACT or means.precision != FULL or means.attention in APPROXIMATE,
         xla_flags=told_flags(os.environ.get("XLA_FLAGS", "")),
         in_blocks=means.in_blocks,
         compiled_kept=bool(jax.config.jax_compilation_cache_dir),

@@ -137,7 +137,8 @@ def plan_repeat(read: options.Options) -> Plan:
 
 def run(plan: Plan) -> None:
     """Make the videos of a plan that are not there yet, writing each batch when it is ready. Raises OsjaxError."""
-    from osjax.models import quantized  # not above: imports JAX, and mistakes in the plan should be told at once
+    from osjax.kernels.attention import APPROXIMATE  # not above: imports JAX, and mistakes should be told at once
+    from osjax.models import quantized
     from osjax.pipeline import Pipeline
 
     pipeline = Pipeline.load(**dataclasses.asdict(plan.model))
@@ -164,6 +165,8 @@ def run(plan: Plan) -> None:
         _say(f"speed {', '.join(approximate)} is approximate: exact draws what the model says")
     if pipeline.residency.precision != quantized.FULL:
         _say(f"precision {pipeline.residency.precision} is approximate: weights in full draw what the model says")
+    if pipeline.attention in APPROXIMATE:
+        _say(f"attention {pipeline.attention} is approximate: auto draws what the model says")
     for part, artist in parts:
         draw(refined(part, artist), artist)
 

@@ -54,8 +54,8 @@ def _device(device: jax.Device) -> str:
 
 def _attention(device: jax.Device) -> list[str]:
     """For each kernel and dtype whether it runs on the device, or why not."""
-    from osjax.kernels.attention import KERNELS, why_not
+    from osjax.kernels.attention import NAMES, why_not
     from osjax.pipeline import DTYPES
 
-    reasons = {(kernel, name): why_not(kernel, device, dtype) for kernel in KERNELS for name, dtype in DTYPES.items()}
+    reasons = {(kernel, name): why_not(kernel, device, dtype) for kernel in NAMES[1:] for name, dtype in DTYPES.items()}
     return [f"attention {kernel}, {name}: {reason or 'runs'}" for (kernel, name), reason in reasons.items()]

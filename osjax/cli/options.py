@@ -79,7 +79,8 @@ HELP = {
         "precision": "full; or APPROXIMATE, 8 bits for the projections in the transformer's blocks: fp8 computes in "
         "them (Ada and Hopper GPUs), int8 stores them; that of the bundle's weights if left out",
         "mesh": "devices, such as data=2,seq=4: data shards prompts, seq the tokens of each",
-        "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has",
+        "attention": "xla, cudnn or pallas (Hopper GPUs); auto takes the fastest that the device has; or APPROXIMATE, "
+        "fp8 (Hopper GPUs), which multiplies in 8 bits",
         "offload": "keep only the model at work on the device",
         "offload_blocks": "with offload: of the transformer keep only the blocks at work; where it would not fit as a "
         "whole if left out",

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 from osjax.errors import OsjaxError
 from osjax.kernels.attention_ref import reference_attention
+from osjax.kernels.flash_fp8_sm90 import WIDTH, flash_attention_fp8
 from osjax.kernels.flash_sm90 import MEASURED_BEST, flash_attention
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KERNELS = ("pallas", "cudnn", "xla")  # from the fastest to the one that runs everywhere
-NAMES = ("auto", *reversed(KERNELS))
+APPROXIMATE = ("fp8",)  # only where they are named
+NAMES = ("auto", *reversed(KERNELS), *APPROXIMATE)
+HEAD_WIDTHS = {"pallas": tuple(MEASURED_BEST), "fp8": (WIDTH,)}  # of kernels for Hopper GPUs
 HOPPER = "9.0"
 FASTER_THAN_CUDNN = (128,)  # head widths; measured, see docs/performance.md
 
@@ -31,7 +34,7 @@ def cudnn_attention(
 def why_not(
     name: str, device: jax.Device, dtype: jnp.dtype, width: int | None = None, *, gradient: bool = False
 ) -> str | None:
-    """Why the kernel `name`, of `KERNELS`, cannot run on that device in that dtype; None if it can.
+    """Why the kernel `name`, of `KERNELS` or `APPROXIMATE`, cannot run on that device in that dtype; None if it can.
 
     width: of a head, where the caller knows it; gradient: whether one is needed.
     """
@@ -40,11 +43,12 @@ def why_not(
     here = f"not {device.platform} ({device.device_kind}) and {jnp.dtype(dtype).name}"
     if name == "cudnn" and not fused:
         return f"needs an NVIDIA GPU and bf16 or fp16, {here}"
-    if name == "pallas" and not (fused and getattr(device, "compute_capability", "") == HOPPER):
+    if name in HEAD_WIDTHS and not (fused and getattr(device, "compute_capability", "") == HOPPER):
         return f"needs a Hopper GPU (H100, H200) and bf16 or fp16, {here}"
-    if name == "pallas" and width is not None and width not in MEASURED_BEST:
-        return f"knows head widths {' and '.join(map(str, MEASURED_BEST))}, not {width}"
-    if name == "pallas" and gradient:
+    if name in HEAD_WIDTHS and width is not None and width not in HEAD_WIDTHS[name]:
+        known = HEAD_WIDTHS[name]
+        return f"knows head width{'s'[: len(known) - 1]} {' and '.join(map(str, known))}, not {width}"
+    if name in HEAD_WIDTHS and gradient:
         return "has no gradient"
     return None
 
@@ -60,7 +64,7 @@ def choose_attention(
     """
     if name not in NAMES:
         raise OsjaxError(f"unknown attention {name!r}: use one of {', '.join(NAMES)}")
-    reasons = {kernel: why_not(kernel, device, dtype, width, gradient=gradient) for kernel in KERNELS}
+    reasons = {kernel: why_not(kernel, device, dtype, width, gradient=gradient) for kernel in (*KERNELS, *APPROXIMATE)}
     if reasons.get(name):
         instead = "train with" if gradient else "use"
         raise OsjaxError(f"attention {name} {reasons[name]}: {instead} --attention auto")
@@ -68,4 +72,4 @@ def choose_attention(
         able = [kernel for kernel in KERNELS if reasons[kernel] is None]
         name = next(kernel for kernel in able if kernel != "pallas" or width in FASTER_THAN_CUDNN)
     functions = {"pallas": flash_attention, "cudnn": cudnn_attention, "xla": reference_attention}
-    return name, functions[name]
+    return name, (functions | {"fp8": flash_attention_fp8})[name]

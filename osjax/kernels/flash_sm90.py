@@ -13,7 +13,9 @@ B batch, N queries, M keys, H heads, D head width. Measured speed: docs/performa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -85,13 +87,12 @@ class Scratch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is fixed when the kernel is traced. `log2_scale`: softmax scale · log2(e), as exp2 is the GPU's own."""
+class KeyBlocks:
+    """How many keys there are, and in which blocks; `dtype` of the result."""
 
-    blocks: Blocks
+    blocks: Any  # `Blocks`, or what else has `keys` and `stages`
     keys: int
     dtype: jnp.dtype
-    log2_scale: float
 
     @property
     def steps(self) -> int:
@@ -101,6 +102,13 @@ class Problem:
     def last_keys(self) -> int:
         """True keys in the last block."""
         return self.keys - (self.steps - 1) * self.blocks.keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem(KeyBlocks):
+    """What is fixed when the kernel is traced. `log2_scale`: softmax scale · log2(e), as exp2 is the GPU's own."""
+
+    log2_scale: float
 
     def scratch(self) -> Scratch:
         """Tiles are stacks of panels. Only one panel of a row is contiguous, so that rows need no grouping by eight.
@@ -154,7 +162,7 @@ def flash_attention_lse(
     blocks: Blocks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`flash_attention`, and the natural log of each row's sum of exponentials, float32 [B, H, N]."""
-    _check_inputs(q_bnhd, k_bmhd, v_bmhd, scale)
+    check_inputs(q_bnhd, k_bmhd, v_bmhd, scale)
     batch, queries, heads, width = q_bnhd.shape
     scale = 1.0 / math.sqrt(width) if scale is None else scale
     blocks = blocks or MEASURED_BEST.get(width) or Blocks(width=width, keys=64)  # the last refuses the width
@@ -182,29 +190,32 @@ def flash_attention_lse(
             own = rows(warpgroup)
             consume(problem, warpgroup, out_gmem.at[row, own, head], lse_gmem.at[row, head, own], scratch)
 
-    out, lse = plgpu.kernel(
-        flash_sm90,
-        # TMA clips what is past the end of `out`, but wants rows of whole 16 bytes: log-sum-exp is padded and cut.
-        out_type=[
-            jax.ShapeDtypeStruct(q_bnhd.shape, q_bnhd.dtype),
-            jax.ShapeDtypeStruct((batch, heads, tiles * CONSUMERS * ROWS), jnp.float32),
-        ],
-        scratch_types=[problem.scratch()],
-        # Heads vary fastest: when all blocks on the GPU read the same keys at once, the L2 cache becomes the limit.
-        grid=(heads, tiles, batch),
-        grid_names=("head", "tile", "batch"),
-        num_threads=CONSUMERS + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True,
-            reduction_scratch_bytes=128,  # row reductions are shuffles inside a warp; the default would not fit
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-        ),
-    )(q_bnhd, k_bmhd, v_bmhd)
+    # TMA clips what is past the end of `out`, but wants rows of whole 16 bytes: log-sum-exp is padded and cut.
+    lse_type = jax.ShapeDtypeStruct((batch, heads, tiles * CONSUMERS * ROWS), jnp.float32)
+    out_type = [jax.ShapeDtypeStruct(q_bnhd.shape, q_bnhd.dtype), lse_type]
+    out, lse = launched(flash_sm90, out_type, problem.scratch(), (heads, tiles, batch))(q_bnhd, k_bmhd, v_bmhd)
     return out, lse[:, :, :queries]
 
 
-def _check_inputs(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, scale: float | None) -> None:
+def launched(kernel: Callable, out_type: Any, scratch: Any, grid: tuple[int, int, int]) -> Callable:
+    """The kernel in a block of three warpgroups for every (head, tile of 128 queries, row of the batch)."""
+    return plgpu.kernel(
+        kernel,
+        out_type=out_type,
+        scratch_types=[scratch],
+        # Heads vary fastest: when all blocks on the GPU read the same keys at once, the L2 cache becomes the limit.
+        grid=grid,
+        grid_names=("head", "tile", "batch"),
+        num_threads=CONSUMERS + 1,
+        thread_name="warpgroup",
+        # Row reductions are shuffles inside a warp; the default scratch for them would not fit.
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, reduction_scratch_bytes=128, lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
+    )
+
+
+def check_inputs(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, scale: float | None) -> None:
     batch, queries, heads, width = q_bnhd.shape
     keys = k_bmhd.shape[1]
     if {k_bmhd.shape, v_bmhd.shape} != {(batch, keys, heads, width)} or not (batch and queries and keys and heads):
@@ -230,25 +241,28 @@ def produce(problem: Problem, q_gmem: list, k_gmem: Any, v_gmem: Any, scratch: S
 
     The last block, the only one that may be partial, goes first: its mask then stays outside the consumers' loop.
     """
-    blocks = problem.blocks
     (q_smem, k_smem, v_smem), _ = scratch.tiles
     for consumer in range(CONSUMERS):
         copy_panels(q_gmem[consumer], q_smem.at[consumer], scratch.q_ready.at[consumer])
+
+    def refill(gmem: Any, smem: Any, ready: Any) -> Callable:
+        return lambda keys, slot: copy_panels(gmem.at[keys], smem.at[slot], ready.at[slot])
+
+    refill_k, refill_v = refill(k_gmem, k_smem, scratch.k_ready), refill(v_gmem, v_smem, scratch.v_ready)
+    fill_ring(problem, [(refill_k, scratch.k_free), (refill_v, scratch.v_free)])
+
+
+def fill_ring(problem: KeyBlocks, rings: list[tuple[Callable, Any]]) -> None:
+    """For every block, from the last to the first, and ring: waits until a slot is free, then refill(keys, slot)."""
+    blocks = problem.blocks
 
     @pl.loop(0, problem.steps)
     def _feed(step: jax.Array) -> None:
         slot = lax.rem(step, blocks.stages)
         keys = pl.ds((problem.steps - 1 - step) * blocks.keys, blocks.keys)
-
-        def refill(gmem: Any, smem: Any, ready: Any, free: Any) -> None:
-            @pl.when(step >= blocks.stages)
-            def _wait() -> None:
-                plgpu.barrier_wait(free.at[slot])
-
-            copy_panels(gmem.at[keys], smem.at[slot], ready.at[slot])
-
-        refill(k_gmem, k_smem, scratch.k_ready, scratch.k_free)
-        refill(v_gmem, v_smem, scratch.v_ready, scratch.v_free)
+        for refill, free in rings:
+            pl.when(step >= blocks.stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
+            refill(keys, slot)
 
 
 def consume(problem: Problem, consumer: jax.Array, out_gmem: Any, lse_gmem: Any, scratch: Scratch) -> None:

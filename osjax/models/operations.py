@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from osjax.kernels.attention import HEAD_WIDTHS
 from osjax.kernels.epilogues import HEAD, Added, Heads, Scales
 from osjax.kernels.matmul_sm90 import matmul
 from osjax.kernels.matmul_tiles import Tile
@@ -148,9 +149,9 @@ BY_KERNELS = HopperOperations()
 
 
 def operations_for(config: MMDiTConfig, attention: str, precision: str) -> Operations:
-    """The fastest for sampling: in fp8 kernels, where attention is one (`pallas`) and they know the model's sizes."""
+    """The fastest for sampling: in fp8 kernels, where attention is one of those and they know the model's sizes."""
     divides = config.head_dim == HEAD and not config.hidden_size % COLUMNS and not config.mlp_hidden % COLUMNS
-    return BY_KERNELS if attention == "pallas" and divides and precision == "fp8" else FOR_SAMPLING
+    return BY_KERNELS if attention in HEAD_WIDTHS and divides and precision == "fp8" else FOR_SAMPLING
 
 
 def modulated_first(blocks: Module, vec_bf: jax.Array) -> Module:

@@ -2,7 +2,11 @@
 
 import sys
 
+import jax
+import jax.numpy as jnp
+
 from launch import measure_nearness
+from osjax.kernels.attention_ref import reference_attention
 from osjax.sampling import caching
 
 
@@ -19,3 +23,11 @@ def test_what_leaves_nothing_out_is_exact(monkeypatch, capsys):
     assert int(rows[0][1]) == int(rows[1][1]) > int(rows[2][1])
     assert float(rows[2][2]) < 60
     assert usual == caching.SPEEDS
+
+
+def test_attention_in_8_bits_is_near_the_exact_one():
+    q, k, v = (jax.random.normal(key, (2, 50, 3, 64)) for key in jax.random.split(jax.random.key(1), 3))
+    wanted = reference_attention(q, k, v)
+    found = measure_nearness.attention_in_8_bits(q, k, v)
+    error = float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
+    assert 0.01 < error < 0.06  # as the kernel's own tests have it

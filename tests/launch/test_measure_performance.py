@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from launch import measure_performance, performance_stages
+from launch import measure_performance, performance_sizes, performance_stages
 from launch.measure_performance import SIZES, STAGES, Child, Ended, completed, merged, planned
 from launch.performance_table import ROWS, table
 from launch.roofline import Ceilings, Floor, Work, floor, work_of
@@ -63,9 +63,9 @@ def test_what_is_not_read_is_not_moved():
 
 
 def test_the_mmdit_is_counted_as_by_hand():
-    config = performance_stages.models_of(True)["mmdit"][1]
-    image = performance_stages.grid_of("256px", tiny=True).tokens
-    text = performance_stages.TEXT_TOKENS
+    config = performance_sizes.models_of(True)["mmdit"][1]
+    image = performance_sizes.grid_of("256px", tiny=True).tokens
+    text = performance_sizes.TEXT_TOKENS
     size, joint = config.hidden_size, image + text
     blocks = 12 * size**2 * joint * (config.depth + config.depth_single_blocks)  # qkv, projection and MLP of a token
     modulation = (2 * 6 * config.depth + 3 * config.depth_single_blocks + 2) * size**2
@@ -178,9 +178,9 @@ def test_every_stage_has_its_process():
 
 
 def test_published_sizes():
-    grids = [performance_stages.grid_of(size, tiny=False) for size in SIZES]
+    grids = [performance_sizes.grid_of(size, tiny=False) for size in SIZES]
     assert [(grid.t, 8 * grid.h, 8 * grid.w) for grid in grids] == [(33, 192, 336), (33, 576, 1024)]
-    assert [grid.tokens + performance_stages.TEXT_TOKENS for grid in grids] == [8828, 76544]
+    assert [grid.tokens + performance_sizes.TEXT_TOKENS for grid in grids] == [8828, 76544]
     found = [performance_stages.counts(size, 1, tiny=False)["forward"]["operations"] for size in SIZES]
     # 6.45e9 weights in the blocks that a token meets, and 57 attentions.
     joint = [8828, 76544]
@@ -252,8 +252,8 @@ def test_the_baseline_computes_what_the_model_does():
     torch = pytest.importorskip("torch")
     from launch import torch_baseline
 
-    config, length = performance_stages.models_of(True)["mmdit"][1], 3
-    grid = performance_stages.grid_of("256px", tiny=True)
+    config, length = performance_sizes.models_of(True)["mmdit"][1], 3
+    grid = performance_sizes.grid_of("256px", tiny=True)
     model = MMDiT(config, rngs=nnx.Rngs(0), dtype=jnp.float32)
     leaves = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
     other = torch_baseline.MMDiT(config)

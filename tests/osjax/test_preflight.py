@@ -144,8 +144,16 @@ def test_what_makes_it_more_and_less():
     assert stage("denoise", count=2, mesh=MeshShape(data=2)).activations == pytest.approx(one, rel=0.05)
     assert stage("denoise", resolution="768px", mesh=MeshShape(seq=4)).activations < 0.4 * 6.8
     assert stage("denoise", attention="xla").activations > one
+    assert stage("denoise", attention="fp8").activations > one, "what is rounded is there beside what it was"
     assert stage("denoise", num_frames=33).activations < one
     assert found(mesh=MeshShape(seq=7)).peak.name == "denoise", "tokens and heads need not divide"
+
+
+def test_blocks_that_are_compiled_one_by_one_take_about_as_much():
+    whole, by_block = (dataclasses.replace(setting(), in_parts=in_parts) for in_parts in (False, True))
+    told, other = (estimate(PUBLISHED, each) for each in (whole, by_block))
+    assert told.weights == other.weights
+    assert other.peak.total == pytest.approx(told.peak.total, rel=0.05)
 
 
 def test_the_peak_and_whether_it_fits():

@@ -1,10 +1,14 @@
-"""What provenance tells of the compiler."""
+"""What provenance tells of the compiler, and of what is approximate."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osjax.record import told_flags
+from osjax.parallel.mesh import make_mesh, parse_mesh
+from osjax.record import Means, record, told_flags
+from osjax.request import Request
+from osjax.roles import VIDEO
 
 words = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="_./~\\\\$=-"), max_size=12)
 
@@ -29,3 +33,19 @@ def test_every_flag_keeps_its_name_and_no_place_is_told(flags: list[tuple[str, s
     told = told_flags(" ".join(f"{name}={value}" for name, value in flags))
     assert [each.partition("=")[0] for each in told.split()] == [name for name, _ in flags]
     assert not set("/~$\\") & set(told)
+
+
+@pytest.mark.parametrize(
+    ("speed", "precision", "attention", "approximate"),
+    [
+        ("exact", "full", "pallas", False),
+        ("fast", "full", "xla", True),
+        ("exact", "int8", "cudnn", True),
+        ("exact", "full", "fp8", True),
+    ],
+)
+def test_whatever_is_approximate_is_told(speed, precision, attention, approximate):
+    mesh = make_mesh(parse_mesh("data=1,seq=1"))
+    means = Means("a", "b", (), mesh, "bf16", precision, attention, VIDEO)
+    told = record(means, [Request("a", speed=speed)], 0, np.zeros((1, 2, 2, 3), np.uint8), 1, {})
+    assert (told.approximate, told.attention) == (approximate, attention)

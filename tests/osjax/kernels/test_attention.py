@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from osjax.errors import OsjaxError
-from osjax.kernels.attention import NAMES, choose_attention, why_not
+from osjax.kernels.attention import APPROXIMATE, NAMES, choose_attention, why_not
 from osjax.kernels.flash_sm90 import MEASURED_BEST, Blocks, flash_attention, flash_attention_lse
 
 BF16, F16 = jnp.bfloat16, jnp.float16
@@ -43,7 +43,7 @@ def runnable(dtype: jnp.dtype) -> list[str]:
             return False
         return True
 
-    return [name for name in NAMES if name != "auto" and runs(name)]
+    return [name for name in NAMES if name != "auto" and name not in APPROXIMATE and runs(name)]
 
 
 IMPLEMENTATIONS = [(name, dtype) for dtype in (BF16, F16, jnp.float32) for name in runnable(dtype)]
@@ -180,6 +180,7 @@ CPU = types.SimpleNamespace(platform="cpu", device_kind="cpu")
         ("auto", gpu("10.0"), BF16, 128, "cudnn"),
         ("xla", gpu("9.0"), BF16, 128, "xla"),
         ("pallas", gpu("9.0"), F16, 64, "pallas"),
+        ("fp8", gpu("9.0"), F16, 128, "fp8"),
     ],
 )
 def test_auto_takes_the_fastest_and_a_name_is_taken_at_its_word(name, device, dtype, width, chosen) -> None:
@@ -189,7 +190,8 @@ def test_auto_takes_the_fastest_and_a_name_is_taken_at_its_word(name, device, dt
 @pytest.mark.parametrize(
     ("name", "device", "dtype"),
     [("flash", CPU, BF16), ("cudnn", CPU, BF16), ("cudnn", gpu("9.0"), jnp.float32), ("pallas", CPU, BF16),
-     ("pallas", gpu("8.0"), BF16), ("pallas", gpu("10.0"), BF16), ("pallas", gpu("9.0"), ml_dtypes.float8_e4m3fn)],
+     ("pallas", gpu("8.0"), BF16), ("pallas", gpu("10.0"), BF16), ("pallas", gpu("9.0"), ml_dtypes.float8_e4m3fn),
+     ("fp8", CPU, BF16), ("fp8", gpu("8.9"), BF16), ("fp8", gpu("9.0"), jnp.float32)],
 )  # fmt: skip
 def test_a_name_that_cannot_run_here_is_an_error(name, device, dtype) -> None:
     with pytest.raises(OsjaxError, match="use "):
@@ -213,3 +215,4 @@ def test_the_reason_is_told_where_there_is_one() -> None:
     assert "needs a Hopper GPU" in why_not("pallas", gpu("8.0"), BF16)
     assert why_not("pallas", gpu("9.0"), BF16, 96) == "knows head widths 64 and 128, not 96"
     assert why_not("pallas", gpu("9.0"), BF16, gradient=True) == "has no gradient"
+    assert why_not("fp8", gpu("9.0"), BF16, 64) == "knows head width 128, not 64"

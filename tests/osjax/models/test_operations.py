@@ -53,6 +53,8 @@ def inputs() -> list[jax.Array]:
         ({}, "pallas", "fp8", BY_KERNELS),
         ({}, "pallas", "full", FOR_SAMPLING),
         ({}, "pallas", "int8", FOR_SAMPLING),
+        ({}, "fp8", "fp8", BY_KERNELS),
+        ({}, "fp8", "full", FOR_SAMPLING),
         ({}, "cudnn", "fp8", FOR_SAMPLING),
         ({}, "xla", "fp8", FOR_SAMPLING),
         ({"num_heads": 48, "axes_dim": (16, 24, 24)}, "pallas", "fp8", FOR_SAMPLING),  # heads of 64
