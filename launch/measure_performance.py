@@ -63,9 +63,9 @@ ONCE = (CEILINGS, LOAD)  # of the machine, whatever the size of a video
 TAKE_OPTIONS = ("t2v", "i2v", WHOLE)
 # Smaller cards are this device with less memory for XLA: of 24 and 40 GB what is left for it if given 92 %.
 LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
-# Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 25 and 18 of
+# Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 22 and 18 of
 # 50 (docs/performance.md). The published model's own share is not known.
-FULL_SHARE = {"balanced": 25 / 50, "fast": 18 / 50}
+FULL_SHARE = {"balanced": 22 / 50, "fast": 18 / 50}
 DERIVED = tuple(f"t2v_{speed}_s" for speed in FULL_SHARE)
 KEYS = tuple(dict.fromkeys((*(key for keys in STAGES.values() for key in keys), *DERIVED)))
 

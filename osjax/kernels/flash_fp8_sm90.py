@@ -85,7 +85,7 @@ class Blocks8:
         return self.keys // 2 + self.keys // 8 + WIDTH // 2
 
 
-PREDICTED_BEST = Blocks8(keys=192)  # not measured yet
+MEASURED_BEST = Blocks8(keys=192)  # of three on long sequences (docs/performance.md, section 8 bits)
 
 
 class Operands(NamedTuple):
@@ -149,13 +149,13 @@ def flash_attention_fp8(
     """softmax(q k^T · scale) v over all keys, multiplied in float8 e4m3; shapes as `reference_attention`.
 
     q [B, N, H, D], k and v [B, M, H, D], all bfloat16 or all float16; D 128, any N and M from 1 on. `scale` is
-    positive, 1/sqrt(D) by default; `blocks` the predicted best. Returns [B, N, H, D] in q's dtype, as exact as
+    positive, 1/sqrt(D) by default; `blocks` the measured best. Returns [B, N, H, D] in q's dtype, as exact as
     the head of this module says; an input that is not finite may spoil its whole head. Raises OsjaxError.
     """
     check_inputs(q_bnhd, k_bmhd, v_bmhd, scale)
     if (width := q_bnhd.shape[3]) != WIDTH:
         raise OsjaxError(f"attention in 8 bits knows head width {WIDTH}, not {width}: use --attention auto")
-    blocks = blocks or PREDICTED_BEST
+    blocks = blocks or MEASURED_BEST
     operands = quantized(q_bnhd, k_bmhd, v_bmhd, 1.0 / math.sqrt(width) if scale is None else scale, blocks)
     return attend(operands, q_bnhd, k_bmhd.shape[1], blocks)
 

@@ -38,7 +38,7 @@ class Reuse:
         return np.float32(0 if step < self.first * steps else self.limit)
 
 
-SPEEDS = {"exact": None, "balanced": Reuse(0.2, 0.2), "fast": Reuse(0.2, 0.4)}
+SPEEDS = {"exact": None, "balanced": Reuse(0.3, 0.5), "fast": Reuse(0.2, 0.4)}
 
 
 class Kept(NamedTuple):

@@ -144,7 +144,6 @@ def test_what_makes_it_more_and_less():
     assert stage("denoise", count=2, mesh=MeshShape(data=2)).activations == pytest.approx(one, rel=0.05)
     assert stage("denoise", resolution="768px", mesh=MeshShape(seq=4)).activations < 0.4 * 6.8
     assert stage("denoise", attention="xla").activations > one
-    assert stage("denoise", attention="fp8").activations > one, "what is rounded is there beside what it was"
     assert stage("denoise", num_frames=33).activations < one
     assert found(mesh=MeshShape(seq=7)).peak.name == "denoise", "tokens and heads need not divide"
 

@@ -16,7 +16,8 @@ import pytest
 
 from osjax.errors import OsjaxError
 from osjax.kernels import hopper as kernels_hopper
-from osjax.kernels.conv_sm90 import Tiles, conv3d, default_tiles
+from osjax.kernels.conv_sm90 import conv3d
+from osjax.kernels.conv_tiles import Tiles, default_tiles
 from tests.osjax.kernels.hopper import hopper, interpreted
 
 BF16, F16 = jnp.bfloat16, jnp.float16
