@@ -210,9 +210,9 @@ class Residency:
 
     def _bring(self, name: str, in_blocks: bool) -> nnx.Module | StreamedMMDiT:
         waiting, module = self._waiting.get(name), self._modules.get(name)
-        if waiting is not None and isinstance(waiting, Layers) != in_blocks and not self._serves(waiting, in_blocks):
-            del self._waiting[name]  # in the other form; the host might not hold both
+        if (not in_blocks and not self.in_parts) if isinstance(waiting, Layers) else in_blocks:
             waiting = None
+            self._waiting.pop(name, None)  # in the other form; the host might not hold both
         bring = functools.partial(to_devices, sharding=self._sharding)
         if in_blocks:
             layers = waiting or self._source.in_layers(name, to_host)
@@ -226,10 +226,6 @@ class Residency:
         if self.in_parts and issubclass(MODELS[self.bundle.component(name).kind][0], MMDiT):
             return StreamedMMDiT(self._source.in_layers(name, bring))
         return self._load(name)
-
-    def _serves(self, waiting: nnx.Module | Layers, in_blocks: bool) -> bool:
-        """Whether a model that waits in the other form than is asked for will do."""
-        return not in_blocks and self.in_parts and isinstance(waiting, Layers)
 
     def _leave(self, name: str) -> None:
         module = self._modules.pop(name)

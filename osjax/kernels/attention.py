@@ -46,8 +46,7 @@ def why_not(
     if name in HEAD_WIDTHS and not (fused and getattr(device, "compute_capability", "") == HOPPER):
         return f"needs a Hopper GPU (H100, H200) and bf16 or fp16, {here}"
     if name in HEAD_WIDTHS and width is not None and width not in HEAD_WIDTHS[name]:
-        known = HEAD_WIDTHS[name]
-        return f"knows head width{'s'[: len(known) - 1]} {' and '.join(map(str, known))}, not {width}"
+        return f"knows heads of width {' and '.join(map(str, HEAD_WIDTHS[name]))}, not {width}"
     if name in HEAD_WIDTHS and gradient:
         return "has no gradient"
     return None
@@ -72,4 +71,5 @@ def choose_attention(
         able = [kernel for kernel in KERNELS if reasons[kernel] is None]
         name = next(kernel for kernel in able if kernel != "pallas" or width in FASTER_THAN_CUDNN)
     functions = {"pallas": flash_attention, "cudnn": cudnn_attention, "xla": reference_attention}
-    return name, (functions | {"fp8": flash_attention_fp8})[name]
+    functions["fp8"] = flash_attention_fp8
+    return name, functions[name]

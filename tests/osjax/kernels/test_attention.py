@@ -213,6 +213,6 @@ def test_the_reason_is_told_where_there_is_one() -> None:
         assert why_not(name, device, dtype, width) is None
     assert "needs an NVIDIA GPU and bf16 or fp16, not cpu" in why_not("cudnn", CPU, BF16)
     assert "needs a Hopper GPU" in why_not("pallas", gpu("8.0"), BF16)
-    assert why_not("pallas", gpu("9.0"), BF16, 96) == "knows head widths 64 and 128, not 96"
+    assert why_not("pallas", gpu("9.0"), BF16, 96) == "knows heads of width 64 and 128, not 96"
     assert why_not("pallas", gpu("9.0"), BF16, gradient=True) == "has no gradient"
-    assert why_not("fp8", gpu("9.0"), BF16, 64) == "knows head width 128, not 64"
+    assert why_not("fp8", gpu("9.0"), BF16, 64) == "knows heads of width 128, not 64"
