@@ -5,7 +5,7 @@ memory, so that the largest part alone decides what fits; an MMDiT that is asked
 Weights never change: what waits there stays there, and leaving again is forgetting.
 
 On GPUs an MMDiT is in parts, each layer's weights by themselves: a scan over the stack would copy them out of it first,
-which took 3 % of a pass at 256px, and its blocks compile sooner (docs/performance.md, section A forward pass).
+and takes longer to compile (docs/performance.md, section A forward pass).
 """
 
 from __future__ import annotations
