@@ -270,23 +270,25 @@ class Consumer:
         def step(index: jax.Array, carry: tuple) -> tuple:
             peak, total, weights = carry
             slot, previous = lax.rem(index, stages), lax.rem(index - 1, stages)
-            # The output's product stays in flight during the softmax.
-            scores = self._scores(slot, lambda: self._accumulate(out_ref, weights, previous), wait_n=1)
+
+            def behind_scores() -> None:
+                self._accumulate(out_ref, weights, previous)
+                plgpu.barrier_arrive(scratch.turn.at[CONSUMERS - 1 - self.number])
+
+            plgpu.barrier_wait(scratch.turn.at[self.number])
+            scores = self._scores(slot, behind_scores, wait_n=1)
             new_peak = jnp.maximum(peak, self._peak(scores))
             shrink = jnp.exp2(peak - new_peak)
             weights = self._weights(scores, new_peak)
             total = total * shrink + weights.sum(axis=1)
-            # The assembler moves a wait for products ahead of arithmetic that does not need it, but not over a branch
-            # such as this: with it here, the softmax runs beside the output's product. Rounding has to come after, as
-            # the product still reads the registers of the weights before.
-            plgpu.barrier_wait(scratch.turn.at[self.number])
+            # Waits for the output's product, which reads the weights before: those of this step are rounded, into the
+            # same registers, only afterwards.
             out = out_ref[...]
             plgpu.barrier_arrive(scratch.v_free.at[previous])
             out_ref[...] = out * over_columns(shrink, WIDTH)
             return new_peak, total, as_left_operand(weights)
 
         first = self._first_block()
-        plgpu.barrier_wait(scratch.turn.at[self.number])
         _, total, weights = lax.fori_loop(1, problem.steps, step, first)
         self._accumulate(out_ref, weights, (problem.steps - 1) % stages)
         return out_ref[...], total
@@ -320,10 +322,9 @@ class Consumer:
         return scores
 
     def _accumulate(self, out_ref: Any, weights: jax.Array, slot: jax.Array | int) -> None:
-        """Starts the product and gives the turn to the other consumer."""
+        """Starts the product of weights and values."""
         plgpu.barrier_wait(self.scratch.v_ready.at[slot])
         plgpu.wgmma(out_ref, weights, self.scratch.v.at[slot].T)
-        plgpu.barrier_arrive(self.scratch.turn.at[CONSUMERS - 1 - self.number])
 
     def _peak(self, scores: jax.Array) -> jax.Array:
         """[64]: what is to be subtracted so that the largest weight is 2^8."""

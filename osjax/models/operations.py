@@ -1,9 +1,9 @@
 """What a block of the MMDiT does beside attention and norms: products with its weights, and what directly follows them.
 
 `Operations` leaves all to XLA. `HopperOperations` does the same in one kernel each (`osjax/kernels/matmul_sm90.py`), in
-which a block's weights are read where they lie in the stack of all layers; it has no gradient. Results are equal up to
-rounding: between a product and what follows it, kernels keep float32. Which one is faster was measured
-(docs/performance.md, section Products).
+which a block's weights are read where they lie in the stack of all layers, `HopperHeads` only what is followed by norms
+and RoPE; they have no gradient. Results are equal up to rounding: between a product and what follows it, kernels keep
+float32. Which one is faster was measured (docs/performance.md, section Products).
 
 B batch, M rows (tokens), F features, N outputs of a product, L layers of a stack, H heads, D head width.
 """
@@ -25,7 +25,7 @@ from osjax.kernels.matmul_sm90 import matmul
 from osjax.kernels.matmul_tiles import Tile
 from osjax.models.layers import in_range
 from osjax.models.projections import Module, Projection, at, copied, put
-from osjax.models.quantized import MODULATION, QuantizedLinear, rounded_side_by_side
+from osjax.models.quantized import FULL, MODULATION, QuantizedLinear, rounded_side_by_side
 from osjax.models.rope import Rope, rotate
 
 if TYPE_CHECKING:
@@ -103,8 +103,19 @@ class Known(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class HopperOperations(Operations):
-    """By kernels for Hopper GPUs, in bfloat16 or float16, or with weights in float8."""
+class HopperHeads(Operations):
+    """By a kernel for Hopper GPUs what makes queries, keys and values; the rest by XLA."""
+
+    def heads(self, x_bmf: jax.Array, qkv: QKV, rope: Rope | None) -> Heads3:
+        scales = jnp.stack([qkv.q_norm.scale[...], qkv.k_norm.scale[...]]).astype(jnp.float32)
+        turn = None if rope is None else (rope.cos_bnd[0], rope.sin_bnd[0])
+        after = Heads(scales, turn, qkv.q_norm.epsilon)
+        return tuple(part.reshape(*part.shape[:2], -1, HEAD) for part in _product(qkv.lin, [x_bmf], after=after))
+
+
+@dataclasses.dataclass(frozen=True)
+class HopperOperations(HopperHeads):
+    """All by kernels for Hopper GPUs, in bfloat16 or float16, or with weights in float8."""
 
     def scan(
         self, step: Callable[[Carry, Any], tuple[Carry, None]], carry: Carry, blocks: nnx.Module, vec_bf: jax.Array
@@ -125,12 +136,6 @@ class HopperOperations(Operations):
         count = next(iter(kernels.values())).shape[0]
         return jax.lax.scan(one, carry, (jnp.arange(count, dtype=jnp.int32), rest))[0]
 
-    def heads(self, x_bmf: jax.Array, qkv: QKV, rope: Rope | None) -> Heads3:
-        scales = jnp.stack([qkv.q_norm.scale[...], qkv.k_norm.scale[...]]).astype(jnp.float32)
-        turn = None if rope is None else (rope.cos_bnd[0], rope.sin_bnd[0])
-        after = Heads(scales, turn, qkv.q_norm.epsilon)
-        return tuple(part.reshape(*part.shape[:2], -1, HEAD) for part in _product(qkv.lin, [x_bmf], after=after))
-
     def hidden(self, x_bmf: jax.Array, linear: Projection) -> jax.Array:
         return _product(linear, [x_bmf], after=gelu)
 
@@ -145,13 +150,15 @@ class HopperOperations(Operations):
         return _product(linear, inputs, after=Added(x_bmn, gate_bn), first_row=first_row, row_count=x_bmn.shape[1])
 
 
+HEADS_BY_KERNEL = HopperHeads(modulations_first=True)
 BY_KERNELS = HopperOperations()
+KERNELS: dict[str, Operations] = {FULL: HEADS_BY_KERNEL, "fp8": BY_KERNELS}  # precision → what is fastest on Hopper
 
 
 def operations_for(config: MMDiTConfig, attention: str, precision: str) -> Operations:
-    """The fastest for sampling: in fp8 kernels, where attention is one of those and they know the model's sizes."""
+    """The fastest for sampling: with kernels, where attention is one of those and they know the model's sizes."""
     divides = config.head_dim == HEAD and not config.hidden_size % COLUMNS and not config.mlp_hidden % COLUMNS
-    return BY_KERNELS if attention in HEAD_WIDTHS and divides and precision == "fp8" else FOR_SAMPLING
+    return KERNELS.get(precision, FOR_SAMPLING) if attention in HEAD_WIDTHS and divides else FOR_SAMPLING
 
 
 def modulated_first(blocks: Module, vec_bf: jax.Array) -> Module:

@@ -15,10 +15,11 @@ from flax import nnx
 from osjax.diagnose import first_bad_layer
 from osjax.kernels.attention_ref import reference_attention
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, Operations, operations_for
+from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, HEADS_BY_KERNEL, Operations, operations_for
 from osjax.models.quantized import quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
+from osjax.models.streamed import cut
 from tests.osjax.kernels.hopper import hopper
 
 CONFIG = MMDiTConfig(
@@ -51,14 +52,16 @@ def inputs() -> list[jax.Array]:
     ("changes", "attention", "precision", "chosen"),
     [
         ({}, "pallas", "fp8", BY_KERNELS),
-        ({}, "pallas", "full", FOR_SAMPLING),
+        ({}, "pallas", "full", HEADS_BY_KERNEL),
         ({}, "pallas", "int8", FOR_SAMPLING),
         ({}, "fp8", "fp8", BY_KERNELS),
-        ({}, "fp8", "full", FOR_SAMPLING),
+        ({}, "fp8", "full", HEADS_BY_KERNEL),
+        ({}, "cudnn", "full", FOR_SAMPLING),
         ({}, "cudnn", "fp8", FOR_SAMPLING),
         ({}, "xla", "fp8", FOR_SAMPLING),
         ({"num_heads": 48, "axes_dim": (16, 24, 24)}, "pallas", "fp8", FOR_SAMPLING),  # heads of 64
         ({"hidden_size": 384, "num_heads": 3}, "pallas", "fp8", FOR_SAMPLING),  # three heads are no whole tiles
+        ({"hidden_size": 384, "num_heads": 3}, "pallas", "full", FOR_SAMPLING),
         ({"mlp_ratio": 4.01}, "pallas", "fp8", FOR_SAMPLING),
     ],
 )
@@ -85,6 +88,19 @@ def test_kernels_lower_for_cuda_and_no_weights_are_copied_out_of_their_stack(pre
     assert sliced(BY_KERNELS) == 0
 
 
+def test_the_kernel_for_heads_lowers_for_cuda_block_by_block() -> None:
+    layers = nnx.eval_shape(lambda: cut(model("full")))
+    x = jax.ShapeDtypeStruct((2, TEXT + TOKENS, CONFIG.hidden_size), jnp.bfloat16)
+    rope = Rope(*[jax.ShapeDtypeStruct((1, TEXT + TOKENS, CONFIG.head_dim // 2), jnp.float32)] * 2)
+    vec = jax.ShapeDtypeStruct((2, CONFIG.hidden_size), jnp.bfloat16)
+
+    def block(layer: nnx.Module, x: jax.Array, vec: jax.Array, rope: Rope) -> jax.Array:
+        return layer(x, vec, rope, reference_attention, HEADS_BY_KERNEL)
+
+    text = jax.jit(block).trace(layers.single[0], x, vec, rope).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @mosaic_gpu") == 1
+
+
 # Sums of 256 float32 products in another order. In fp8 a difference may round an activation to the other side, 2^-4 of
 # it.
 @pytest.mark.parametrize(("precision", "tolerance"), [("full", 1e-5), ("int8", 1e-5), ("fp8", 0.02)])
@@ -99,11 +115,13 @@ def test_modulations_of_all_layers_at_once_are_those_of_each(precision: str, tol
 
 
 @pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU")
-@pytest.mark.parametrize("precision", ["full", "fp8"])
-def test_kernels_agree_with_xla(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "operations"), [("full", BY_KERNELS), ("full", HEADS_BY_KERNEL), ("fp8", BY_KERNELS)]
+)
+def test_kernels_agree_with_xla(precision: str, operations: Operations) -> None:
     mmdit, given = model(precision), inputs()
     by_xla, by_kernels = (
-        jax.jit(functools.partial(forward, operations=each))(mmdit, *given) for each in (BY_XLA, BY_KERNELS)
+        jax.jit(functools.partial(forward, operations=each))(mmdit, *given) for each in (BY_XLA, operations)
     )
     # Both round activations to bfloat16 (2^-9) at other places, five blocks deep; in fp8 a rounding that falls to the
     # other side moves an activation by 2^-4 of itself.
