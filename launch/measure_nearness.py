@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osjax.kernels.flash_fp8_sm90 import E4M3, LOG2_LARGEST_WEIGHT, rounded_by_head
+from osjax.kernels.flash_fp8_sm90 import E4M3, LOG2_LARGEST_WEIGHT, centred_by_head, rounded_by_head
 from osjax.models.quantized import PRECISIONS
 from osjax.pipeline import Pipeline
 from osjax.request import EXACT, SPEEDS
@@ -54,8 +54,8 @@ def drawn(clips: int, steps: int | None, reuses: Sequence[Reuse]) -> Iterator[tu
 
 def attention_in_8_bits(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array) -> jax.Array:
     """What the kernel in 8 bits gives, up to the order of its sums; shapes as `reference_attention`."""
-    k_bmhd = k_bmhd - k_bmhd.mean(axis=1, keepdims=True)
-    (q, q_scale_bh), (k, k_scale_bh), (v, v_scale_bh) = map(rounded_by_head, (q_bnhd, k_bmhd, v_bmhd))
+    (q, q_scale_bh), (v, v_scale_bh) = map(rounded_by_head, (q_bnhd, v_bmhd))
+    k, k_scale_bh = centred_by_head(k_bmhd)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     scale_bh = q_scale_bh * k_scale_bh * q.shape[-1] ** -0.5
     scores_bhnm = jnp.einsum("bnhd,bmhd->bhnm", q, k) * scale_bh[:, :, None, None]

@@ -34,6 +34,14 @@ class Added(NamedTuple):
     gate_bn: jax.Array
 
 
+class Hidden(NamedTuple):
+    """After the product: what a hidden layer makes of it, rounded to float8 e4m3. inverse_bm: float32, what its rows
+    are multiplied by before, so that they do not exceed the type's largest number."""
+
+    activation: Callable[[jax.Array], jax.Array]
+    inverse_bm: jax.Array
+
+
 class Scales(NamedTuple):
     """What 8-bit inputs and weights are multiplied by, float32: rows_bm of the inputs, columns_n of the weights."""
 
@@ -41,7 +49,7 @@ class Scales(NamedTuple):
     columns_n: jax.Array
 
 
-After = Heads | Added | Callable[[jax.Array], jax.Array] | None
+After = Heads | Added | Hidden | Callable[[jax.Array], jax.Array] | None
 
 
 def heads_normed(y: jax.Array, scale: jax.Array, epsilon: float, value: jax.Array) -> list[jax.Array]:

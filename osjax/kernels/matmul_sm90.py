@@ -1,14 +1,13 @@
 """Products with weights for Hopper GPUs (compute capability 9.0) as one Pallas Mosaic-GPU kernel.
 
-What follows a product in a transformer's block is done to it in registers, and weights are read where they lie in their
-stack of layers.
+What follows a product in a transformer's block is done to it in registers.
 
 CUDA blocks are persistent: each computes one tile of the output after the other. A producer warpgroup feeds inputs and
 weights into a ring in shared memory through the copy engine (TMA), and runs ahead into the next tile; two consumers own
 half of a tile's rows each and keep their sums in registers. Two blocks form a cluster whose tiles have the same rows,
 or the same columns: what is the same for both is read once, because the L2 cache cannot feed every block by itself.
 
-B batch, M rows (tokens), K input features, N output features, L layers, H heads, D head width.
+B batch, M rows (tokens), K input features, N output features, H heads, D head width.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from osjax.kernels.epilogues import (
     Added,
     After,
     Heads,
+    Hidden,
     Scales,
     cut,
     heads_normed,
@@ -40,15 +40,14 @@ from osjax.kernels.epilogues import (
     stored,
 )
 from osjax.kernels.hopper import CONSUMER_REGISTERS, PRODUCER_REGISTERS
-from osjax.kernels.matmul_tiles import CONSUMERS, DEPTH_BYTES, PANEL, Problem, Scratch, Tile, measured_best
+from osjax.kernels.matmul_tiles import CONSUMERS, DEPTH_BYTES, Problem, Scratch, Tile, measured_best
 
 STEPS_BEFORE_ASIDE = 8  # along K, after which what a tile needs beside its product is fetched
 
 
 def matmul(
     inputs: Sequence[jax.Array],
-    kernel_lkn: jax.Array,
-    layer: jax.Array,
+    kernel_kn: jax.Array,
     bias_n: jax.Array,
     *,
     after: After = None,
@@ -58,11 +57,11 @@ def matmul(
     row_count: int | None = None,
     tile: Tile | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array, jax.Array]:
-    """concat(inputs, axis=-1) @ kernel[layer] + bias, and what is to be done `after`.
+    """concat(inputs, axis=-1) @ kernel + bias, and what is to be done `after`.
 
-    inputs: [B, M, K1], [B, M, K2], …, bfloat16 or float16; kernel [L, K1 + K2 + …, N] of the same type; or both float8
-    with `scales`, and kernel [L, N, K1 + K2 + …]. layer: int32 []; bias float32 [N]; only `row_count` rows from
-    `first_row` on; tile: the measured best. Returns [B, rows, N] of `out_dtype`, that of the inputs if not given; for
+    inputs: [B, M, K1], [B, M, K2], …, bfloat16 or float16; kernel [K1 + K2 + …, N] of the same type; or both float8
+    with `scales`, and kernel [N, K1 + K2 + …]. bias: float32 [N]; only `row_count` rows from `first_row` on; tile: the
+    measured best. Returns [B, rows, N] of `out_dtype`, that of the inputs if not given, float8 for `Hidden`; for
     `Heads` queries, keys and values, each [B, rows, N/3]. Raises OsjaxError for sizes that do not divide.
     """
     batch, all_rows, _ = inputs[0].shape
@@ -76,11 +75,11 @@ def matmul(
     outputs = 3 if isinstance(after, Heads) else 1
     widths = [x.shape[2] for x in inputs]
     if (
-        sum(widths) * features != kernel_lkn[0].size
+        sum(widths) * features != kernel_kn.size
         or any(w % depth for w in widths)
         or features % (outputs * tile.columns)
     ):
-        raise OsjaxError(f"{[x.shape for x in inputs]} and {kernel_lkn.shape} cannot be multiplied by {tile}: use XLA")
+        raise OsjaxError(f"{[x.shape for x in inputs]} and {kernel_kn.shape} cannot be multiplied by {tile}: use XLA")
     if turning and tile.rows * tile.columns < PIECE * 2 * HEAD:
         raise OsjaxError(f"{tile} leaves no room for cos and sin: take 256 columns")
     tiles_m, tiles_n = pl.cdiv(count, tile.all_rows), features // tile.columns
@@ -88,7 +87,7 @@ def matmul(
     steps = tuple(width // depth for width in widths)
     problem = Problem(tile, dtype, out_dtype, batch, steps, first_row, tiles_m, tiles_n, paired)
     clusters = problem.clusters
-    operands = [*inputs, kernel_lkn, layer.reshape(1).astype(jnp.int32), bias_n.astype(jnp.float32)]
+    operands = [*inputs, kernel_kn, bias_n.astype(jnp.float32)]
     aside = 1
     behind = (0, (tiles_m + 1) * tile.all_rows - count)
     if scales is not None:
@@ -103,10 +102,13 @@ def matmul(
             aside += 2
     elif isinstance(after, Added):
         operands += [after.gate_bn.astype(jnp.float32), after.x_bmn]
-        aside += 1 + tile.pieces * tile.panels
+        aside += 1 + tile.pieces * problem.panels
+    elif isinstance(after, Hidden):
+        operands += [jnp.pad(after.inverse_bm, ((0, 0), behind))]
+        aside += 1
 
     def matmul_sm90(*refs: Any) -> None:
-        sources, (kernel, layer_gmem, bias, *extra) = refs[: len(inputs)], refs[len(inputs) : len(operands)]
+        sources, (kernel, bias, *extra) = refs[: len(inputs)], refs[len(inputs) : len(operands)]
         outs, scratch = refs[len(operands) : len(operands) + outputs], refs[-1]
         warpgroup, cluster = lax.axis_index("warpgroup"), lax.axis_index("cluster")
         rounds = lax.div(problem.total - cluster + clusters - 1, clusters)
@@ -114,7 +116,7 @@ def matmul(
         @pl.when(warpgroup == CONSUMERS)
         def _producer() -> None:
             plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
-            produce(problem, rounds, sources, kernel.at[layer_gmem[0]], scratch)
+            produce(problem, rounds, sources, kernel, scratch)
 
         @pl.when(warpgroup < CONSUMERS)
         def _consumer() -> None:
@@ -191,9 +193,9 @@ class Spot:
     columns: pl.Slice
     which: jax.Array
 
-    def panel(self, array: Any, piece: int, panel: int) -> Any:
-        """That panel of an array [B, M, N of one output]."""
-        return array.at[self.row, pl.ds(self.first + piece * PIECE, PIECE), pl.ds(self.column + panel * PANEL, PANEL)]
+    def panel(self, array: Any, piece: int, panel: int, width: int) -> Any:
+        """That panel, so many columns wide, of an array [B, M, N of one output]."""
+        return array.at[self.row, pl.ds(self.first + piece * PIECE, PIECE), pl.ds(self.column + panel * width, width)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +262,9 @@ class Consumer:
 
     def _fetch_aside(self, spot: Spot) -> None:
         """Starts the copies of all that is needed beside the product."""
-        vectors, aside = self.scratch.vectors.at[self.number], self.scratch.aside.at[self.number]
+        vectors, heights, aside = (
+            each.at[self.number] for each in (self.scratch.vectors, self.scratch.heights, self.scratch.aside)
+        )
         out, tables = (view.at[self.number] for view in self.scratch.out)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the tile before
         plgpu.copy_gmem_to_smem(self.bias.at[spot.columns], vectors.at[0], aside)
@@ -269,7 +273,7 @@ class Consumer:
             of_columns, of_rows = extra.pop(0), extra.pop(0)
             plgpu.copy_gmem_to_smem(of_columns.at[spot.columns], vectors.at[1], aside)
             rows = pl.ds(self.problem.first_row + spot.first, self.problem.tile.rows)
-            plgpu.copy_gmem_to_smem(of_rows.at[spot.row, rows], self.scratch.heights.at[self.number], aside)
+            plgpu.copy_gmem_to_smem(of_rows.at[spot.row, rows], heights.at[0], aside)
         if isinstance(self.after, Heads):
             plgpu.copy_gmem_to_smem(extra[0].at[spot.which], vectors.at[2], aside)
             for index, table in enumerate(extra[1:]):
@@ -277,7 +281,11 @@ class Consumer:
         elif isinstance(self.after, Added):
             plgpu.copy_gmem_to_smem(extra[0].at[spot.row, spot.columns], vectors.at[2], aside)
             for piece, panel in self._panels:
-                plgpu.copy_gmem_to_smem(spot.panel(extra[1], piece, panel), out.at[piece, panel], aside)
+                source = spot.panel(extra[1], piece, panel, self.problem.panel)
+                plgpu.copy_gmem_to_smem(source, out.at[piece, panel], aside)
+        elif isinstance(self.after, Hidden):
+            rows = pl.ds(spot.first, self.problem.tile.rows)
+            plgpu.copy_gmem_to_smem(extra[0].at[spot.row, rows], heights.at[1], aside)
 
     def _finish(self, spot: Spot, sums: Sequence[jax.Array]) -> None:
         """Does what follows the product and stores it."""
@@ -289,7 +297,8 @@ class Consumer:
 
         def store(out: Any) -> None:
             for piece, panel in self._panels:
-                plgpu.copy_smem_to_gmem(out_smem.at[piece, panel], spot.panel(out, piece, panel))
+                target = spot.panel(out, piece, panel, self.problem.panel)
+                plgpu.copy_smem_to_gmem(out_smem.at[piece, panel], target)
 
         if len(self.outs) == 1:
             store(self.outs[0])
@@ -298,15 +307,19 @@ class Consumer:
                 pl.when(spot.which == number)(functools.partial(store, out))
 
     def _whole(self, piece: int, y: jax.Array) -> jax.Array:
-        vectors, heights = self.scratch.vectors.at[self.number], self.scratch.heights.at[self.number]
+        vectors = self.scratch.vectors.at[self.number]
         if self.scaled:
-            own = load(heights.at[pl.ds(piece * PIECE, PIECE)], plgpu.Layout.WGMMA.reduce(1))
-            y = y * lax.broadcast_in_dim(own, y.shape, [0]) * over_rows(vectors.at[1])
+            y = y * self._height(0, piece, y) * over_rows(vectors.at[1])
         return y + over_rows(vectors.at[0])
+
+    def _height(self, which: int, piece: int, y: jax.Array) -> jax.Array:
+        """Numbers along the rows, over the columns of y."""
+        heights = self.scratch.heights.at[self.number, which, pl.ds(piece * PIECE, PIECE)]
+        return lax.broadcast_in_dim(load(heights, plgpu.Layout.WGMMA.reduce(1)), y.shape, [0])
 
     def _followed(self, spot: Spot, piece: int, y: jax.Array) -> list[jax.Array]:
         """Panels of the result."""
-        after, vectors = self.after, self.scratch.vectors.at[self.number]
+        after, vectors, width = self.after, self.scratch.vectors.at[self.number], self.problem.panel
         out_smem, tables = (view.at[self.number] for view in self.scratch.out)
         if isinstance(after, Heads):
             # Values take the same way and come out as they were. Three ways would keep the sums in registers beside
@@ -314,18 +327,20 @@ class Consumer:
             value = lax.div(spot.which, 2).astype(jnp.float32)
             heads = heads_normed(y, over_rows(vectors.at[2]), after.epsilon, value)
             if after.turn is None:
-                return [panel for head in heads for panel in cut(head, PANEL)]
+                return [panel for head in heads for panel in cut(head, width)]
             cos, sin = (load(tables.at[index], plgpu.Layout.WGMMA) for index in range(2))
             plgpu.commit_smem()  # all have read them: what is stored takes their place
             cos, sin = cos * (1.0 - value) + value, sin * (1.0 - value)
             return [panel for head in heads for panel in rotated(head, cos, sin)]
         if isinstance(after, Added):
-            old = [load(out_smem.at[piece, panel], plgpu.Layout.WGMMA) for panel in range(self.problem.tile.panels)]
-            gated = cut(over_rows(vectors.at[2]) * y, PANEL)
+            old = [load(out_smem.at[piece, panel], plgpu.Layout.WGMMA) for panel in range(self.problem.panels)]
+            gated = cut(over_rows(vectors.at[2]) * y, width)
             return [a.astype(jnp.float32) + b for a, b in zip(old, gated, strict=True)]
-        return cut(after(y) if after else y, PANEL)
+        if isinstance(after, Hidden):
+            return cut(after.activation(y) * self._height(1, piece, y), width)
+        return cut(after(y) if after else y, width)
 
     @property
     def _panels(self) -> list[tuple[int, int]]:
-        tile = self.problem.tile
-        return [(piece, panel) for piece in range(tile.pieces) for panel in range(tile.panels)]
+        pieces, panels = self.problem.tile.pieces, self.problem.panels
+        return [(piece, panel) for piece in range(pieces) for panel in range(panels)]

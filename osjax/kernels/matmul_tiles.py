@@ -19,8 +19,9 @@ from osjax.kernels.epilogues import HEAD, PIECE
 from osjax.kernels.hopper import SHARED_BYTES, multiprocessors
 
 CONSUMERS = 2
-PANEL = 64  # columns of the result that are copied at once: 128 bytes, the widest swizzle
-DEPTH_BYTES = 128  # of a row of inputs in shared memory, likewise
+DEPTH_BYTES = 128  # of a row of inputs in shared memory: the widest swizzle
+PANEL_BYTES = 128  # of a row of the result that are copied at once, likewise
+HEIGHTS = 2  # along the rows: scale of 8-bit inputs, and of an 8-bit result
 VECTORS = 3  # along the columns: bias, scale of 8 bits, and gate or scale of a norm
 
 
@@ -38,7 +39,7 @@ class Tile:
     share: str = "rows"
 
     def __post_init__(self) -> None:
-        if self.rows % PIECE or self.columns % PANEL or self.stages < 2 or self.group < 1:
+        if self.rows % PIECE or self.columns % PIECE or self.stages < 2 or self.group < 1:
             raise OsjaxError(f"{self} cannot be multiplied: rows and columns in multiples of 64, 2 stages or more")
         if self.shared_bytes > SHARED_BYTES:
             raise OsjaxError(f"{self} needs {self.shared_bytes} bytes of shared memory, {SHARED_BYTES} are the most")
@@ -52,19 +53,15 @@ class Tile:
         return self.rows // PIECE
 
     @property
-    def panels(self) -> int:
-        return self.columns // PANEL
-
-    @property
     def shared_bytes(self) -> int:
         ring = self.stages * (self.all_rows + self.columns) * DEPTH_BYTES
-        vectors = 4 * (VECTORS * CONSUMERS * self.columns + self.all_rows)
+        vectors = 4 * (VECTORS * CONSUMERS * self.columns + HEIGHTS * self.all_rows)
         return ring + 2 * self.all_rows * self.columns + vectors + 1024
 
 
 class Scratch(NamedTuple):
     """Shared memory of a block. rows: to copy into, the same memory to multiply from; out: result, the same memory for
-    cos and sin before it is there; vectors: along columns; heights: scales of a consumer's rows."""
+    cos and sin before it is there; vectors: along columns; heights: along a consumer's rows."""
 
     rows: Any
     columns: Any
@@ -95,6 +92,15 @@ class Problem:
     def depth(self) -> int:
         """Elements of a row that a step multiplies."""
         return DEPTH_BYTES // self.dtype.itemsize
+
+    @property
+    def panel(self) -> int:
+        """Columns of the result that are copied at once."""
+        return PANEL_BYTES // self.out_dtype.itemsize
+
+    @property
+    def panels(self) -> int:
+        return self.tile.columns // self.panel
 
     @property
     def units(self) -> tuple[int, int]:
@@ -141,11 +147,13 @@ class Problem:
             ),
             columns=plgpu.SMEM((tile.stages, *columns), self.dtype, transforms=(tiling, swizzle)),
             out=plgpu.RefUnion(
-                plgpu.SMEM((CONSUMERS, tile.pieces, tile.panels, PIECE, PANEL), self.out_dtype, transforms=(swizzle,)),
+                plgpu.SMEM(
+                    (CONSUMERS, tile.pieces, self.panels, PIECE, self.panel), self.out_dtype, transforms=(swizzle,)
+                ),
                 plgpu.SMEM((CONSUMERS, tile.columns // 128, PIECE, HEAD // 2), jnp.float32, transforms=tables),
             ),
             vectors=plgpu.SMEM((CONSUMERS, VECTORS, tile.columns), jnp.float32),
-            heights=plgpu.SMEM((CONSUMERS, tile.rows), jnp.float32),
+            heights=plgpu.SMEM((CONSUMERS, HEIGHTS, tile.rows), jnp.float32),
             ready=plgpu.Barrier(num_arrivals=2, num_barriers=tile.stages),
             free=free(num_arrivals=CONSUMERS, num_barriers=tile.stages),
             aside=plgpu.Barrier(num_arrivals=aside, num_barriers=CONSUMERS),

@@ -186,7 +186,7 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = self.mod(vec_bf)
         y_bmf = modulated(x_bmf, shift, scale)
         attended_bmf = merge_heads(attention(*operations.heads(y_bmf, self.qkv, rope)))
-        hidden = operations.hidden(y_bmf, self.mlp_in)
+        hidden = operations.hidden(y_bmf, self.mlp_in, beside=[attended_bmf])
         return operations.added(x_bmf, gate, self.out, [attended_bmf, hidden])
 
 

@@ -14,6 +14,7 @@ L layers of a stacked projection (other projections lack the axis), F input feat
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from osjax.models.projections import Module, Projection, copied, outputs, projec
 FULL = "full"  # the weights as they are
 PRECISIONS = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 NAMES = (FULL, *PRECISIONS)
+LEAST_SCALE = float(jnp.finfo(jnp.float32).tiny)  # what is below is 0 to some devices, and no divisor
 _FP8_SINCE = (8, 9)  # compute capability: Ada, then Hopper
 _BLOCKS = ("double_blocks.", "single_blocks.")
 MODULATION = ".mod.lin"  # how the names of projections end that stay as they are
@@ -50,17 +52,35 @@ class QuantizedLinear(nnx.Module):
         self.scale = nnx.Param(kernel.scale)
         self.bias = None if bias is None else nnx.Param(bias)
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether what it multiplies has 8 bits too."""
+        return not jnp.issubdtype(self.kernel.dtype, jnp.integer)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, features = self.kernel[...], self.kernel.ndim - 1
-        if jnp.issubdtype(kernel.dtype, jnp.integer):
-            y = _product(x, kernel.astype(x.dtype))
-        else:
-            rows = rounded(x, kernel.dtype)
-            y = _product(rows.values, kernel) * rows.scale.reshape(*x.shape[:-1], *(1,) * features)
+        kernel = self.kernel[...]
+        if self.rounds_inputs:
+            return self.of_rounded(rounded(x, kernel.dtype), x.dtype)
+        return self._whole(_product(x, kernel.astype(x.dtype)), x.dtype)
+
+    def of_rounded(self, x: Rounded, dtype: jnp.dtype) -> jax.Array:
+        """The same for inputs that are rounded already, as the kernel is; the result has that dtype."""
+        y = _product(x.values, self.kernel[...])
+        return self._whole(y * x.scale.reshape(*x.scale.shape, *(1,) * (y.ndim - x.scale.ndim)), dtype)
+
+    def _whole(self, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
         y = y * self.scale[...]
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
-        return y.astype(x.dtype)
+        return y.astype(dtype)
+
+    def bound(self, x: Rounded) -> jax.Array:
+        """What no result of a row exceeds, float32 [...], as no product exceeds the norms of both (Cauchy-Schwarz)."""
+        rows = tuple(range(self.kernel.ndim - 1))
+        norm = jnp.sqrt(jnp.square(self.kernel[...].astype(jnp.float32)).sum(axis=-1)) * self.scale[...]
+        length = math.sqrt(self.kernel.shape[-1]) * _largest(x.values.dtype)
+        most = x.scale * (length * norm.max(axis=rows))
+        return most if self.bias is None else most + jnp.abs(self.bias[...].astype(jnp.float32)).max()
 
 
 def rounded(x: jax.Array, dtype: jnp.dtype) -> Rounded:
@@ -70,17 +90,36 @@ def rounded(x: jax.Array, dtype: jnp.dtype) -> Rounded:
     return Rounded(values, scale)
 
 
-def rounded_side_by_side(parts: Sequence[jax.Array], dtype: jnp.dtype) -> tuple[list[jax.Array], jax.Array]:
-    """`rounded` of the parts [..., F1], [..., F2], … as if their rows were joined: (values of each, their scale)."""
-    whole = jnp.issubdtype(dtype, jnp.integer)
-    largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
-    least = float(jnp.finfo(jnp.float32).tiny)  # what is below is 0 to some devices, and no divisor
-    wide = [x.astype(jnp.float32) for x in parts]
-    peak = functools.reduce(jnp.maximum, [jnp.abs(x).max(axis=-1) for x in wide])
-    scale = jnp.maximum(peak / largest, least)
-    scaled = [x / scale[..., None] for x in wide]
-    # What a division rounds up beyond the largest number would be not a number in e4m3.
-    return [jnp.clip(jnp.round(x) if whole else x, -largest, largest).astype(dtype) for x in scaled], scale
+def rounded_side_by_side(parts: Sequence[jax.Array | Rounded], dtype: jnp.dtype) -> tuple[list[jax.Array], jax.Array]:
+    """`rounded` of the parts [..., F1], [..., F2], … as if their rows were joined: (values of each, their scale). If
+    the last is rounded, its scale is that of all."""
+    *others, last = parts
+    if isinstance(last, Rounded):
+        return [*(rounded_by(x, last.scale, dtype) for x in others), last.values], last.scale
+    scale = scale_of(peaks(parts), dtype)
+    return [rounded_by(x, scale, dtype) for x in parts], scale
+
+
+def peaks(parts: Sequence[jax.Array]) -> jax.Array:
+    """The largest magnitudes of rows [..., F1], [..., F2], … that are joined: float32 [...]."""
+    return functools.reduce(jnp.maximum, [jnp.abs(x.astype(jnp.float32)).max(axis=-1) for x in parts])
+
+
+def rounded_by(x: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [..., F] in 8 bits by the scale [...] of its rows; what exceeds the type's largest number ends there."""
+    whole, largest = jnp.issubdtype(dtype, jnp.integer), _largest(dtype)
+    scaled = x.astype(jnp.float32) * (1.0 / scale)[..., None]  # a division each would take longer than to read them
+    # What is rounded up beyond the largest number would be not a number in e4m3.
+    return jnp.clip(jnp.round(scaled) if whole else scaled, -largest, largest).astype(dtype)
+
+
+def scale_of(peak: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The scale of rows in 8 bits whose largest magnitude that is."""
+    return jnp.maximum(peak / _largest(dtype), LEAST_SCALE)
+
+
+def _largest(dtype: jnp.dtype) -> float:
+    return float(jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max)
 
 
 def checked(precision: str, device: jax.Device) -> str:

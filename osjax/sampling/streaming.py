@@ -239,11 +239,17 @@ def _first(
     return _mapped(run, where, ins, outs)(block, img_bnf, txt_blf, vec_bf, rope, kept, limit, valid_bn)
 
 
-@functools.partial(jax.jit, static_argnames=("sequence", "where"), donate_argnames="x_bmf")
 def through_single(
     block: nnx.Module, x_bmf: jax.Array, vec_bf: jax.Array, rope: Rope, *, sequence: JointSequence, where: Where
 ) -> tuple[jax.Array, jax.Array]:
     """The joint stream behind a single block, and a number that is there when it is. rope: over the M tokens."""
+    run = _single_in_place if where.operations.in_place else _single_anew
+    return run(block, x_bmf, vec_bf, rope, sequence=sequence, where=where)
+
+
+def _single(
+    block: nnx.Module, x_bmf: jax.Array, vec_bf: jax.Array, rope: Rope, *, sequence: JointSequence, where: Where
+) -> tuple[jax.Array, jax.Array]:
     attention = joint_attention(sequence, where)
     run = _mapped(
         lambda block, *given: block(*given, attention, where.operations),
@@ -253,6 +259,10 @@ def through_single(
     )
     x_bmf = run(block, x_bmf, vec_bf, rope)
     return x_bmf, x_bmf[0, 0, 0]
+
+
+_single_anew = jax.jit(_single, static_argnames=("sequence", "where"))
+_single_in_place = jax.jit(_single, static_argnames=("sequence", "where"), donate_argnames="x_bmf")
 
 
 @functools.partial(jax.jit, static_argnames=("text", "where"))

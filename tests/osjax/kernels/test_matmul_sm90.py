@@ -16,10 +16,10 @@ import pytest
 
 from osjax.errors import OsjaxError
 from osjax.kernels import hopper as kernels_hopper
-from osjax.kernels.epilogues import Added, Heads, Scales
+from osjax.kernels.epilogues import Added, Heads, Hidden, Scales
 from osjax.kernels.matmul_sm90 import matmul
 from osjax.kernels.matmul_tiles import Tile, measured_best
-from osjax.models.quantized import rounded
+from osjax.models.quantized import Rounded, rounded
 from tests.osjax.kernels.hopper import hopper, interpreted
 
 BF16, F16, F32, FP8 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.float8_e4m3fn
@@ -27,8 +27,8 @@ BF16, F16, F32, FP8 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.float8_e4m3fn
 # bfloat16 (8 bits) and 2^-12 for float16. A tenth more is for the sums and for approximate functions.
 TOLERANCE = {"bfloat16": 1.1 * 2**-9, "float16": 1.1 * 2**-12}
 gelu = functools.partial(jax.nn.gelu, approximate=True)
-B, M, K, N, LAYERS = 2, 300, 128, 768, 2  # rows that fill no tile
-EVERY = dict.fromkeys(["plain", "rows", "gelu", "added", "heads", "turned", "fp8"])
+B, M, K, N = 2, 300, 128, 768  # rows that fill no tile
+EVERY = ["plain", "rows", "gelu", "added", "heads", "turned", "fp8"]
 
 
 def drawn(seed: int, *shape: int, dtype: jnp.dtype = F32, scale: float = 1.0) -> jax.Array:
@@ -45,14 +45,17 @@ def turned(y_bmhd: jax.Array, cos_md: jax.Array, sin_md: jax.Array) -> jax.Array
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def widened(x: Rounded) -> jax.Array:
+    return x.values.astype(F32) * x.scale[..., None]
+
+
 def case(name: str, dtype: jnp.dtype) -> tuple[Any, list[jax.Array]]:
     """(a call of the kernel, what it should return in float32)."""
     x, more = drawn(0, B, M, K, dtype=dtype), drawn(1, B, M, 64, dtype=dtype)
-    w = drawn(2, LAYERS, K + 64, N, dtype=dtype, scale=(K + 64) ** -0.5)
-    bias, layer = drawn(3, N), jnp.int32(1)
+    w, bias = drawn(2, K + 64, N, dtype=dtype, scale=(K + 64) ** -0.5), drawn(3, N)
     wide = functools.partial(jnp.matmul, precision="highest")
-    y = wide(x.astype(F32), w[1, :K].astype(F32)) + bias
-    call = functools.partial(matmul, [x], w[:, :K], layer, bias)
+    y = wide(x.astype(F32), w[:K].astype(F32)) + bias
+    call = functools.partial(matmul, [x], w[:K], bias)
     if name == "plain":
         return call, [y]
     if name == "rows":
@@ -61,17 +64,15 @@ def case(name: str, dtype: jnp.dtype) -> tuple[Any, list[jax.Array]]:
         return functools.partial(call, after=gelu), [gelu(y)]
     if name == "added":
         old, gate = drawn(4, B, M, N, dtype=dtype), drawn(5, B, N)
-        both = wide(jnp.concatenate([x, more], -1).astype(F32), w[1].astype(F32)) + bias
-        call = functools.partial(matmul, [x, more], w, layer, bias, after=Added(old, gate))
+        both = wide(jnp.concatenate([x, more], -1).astype(F32), w.astype(F32)) + bias
+        call = functools.partial(matmul, [x, more], w, bias, after=Added(old, gate))
         return call, [old.astype(F32) + gate[:, None] * both]
     if name == "fp8":
-        rows, columns = rounded(x, FP8), rounded(jnp.moveaxis(w[:, :K], 1, 2), FP8)
-        scales = Scales(rows.scale, columns.scale[1])
-        weights = columns.values[1].astype(F32) * columns.scale[1][:, None]
-        want = wide(rows.values.astype(F32) * rows.scale[..., None], weights.T) + bias
-        return functools.partial(matmul, [rows.values], columns.values, layer, bias, scales=scales, out_dtype=dtype), [
-            want
-        ]
+        rows, columns = rounded(x, FP8), rounded(w[:K].T, FP8)
+        call = functools.partial(
+            matmul, [rows.values], columns.values, bias, scales=Scales(rows.scale, columns.scale), out_dtype=dtype
+        )
+        return call, [wide(widened(rows), widened(columns).T) + bias]
     scale, angles = drawn(6, 2, 128), drawn(7, M, 64)
     turn = (jnp.cos(angles), jnp.sin(angles)) if name == "turned" else None
     q, k, v = jnp.moveaxis(y.reshape(B, M, 3, N // 384, 128), 2, 0)
@@ -101,20 +102,49 @@ def test_products_lower_for_cuda_anywhere(name: str) -> None:
     assert "mosaic_gpu" in lowered.as_text()
 
 
+def hidden(dtype: jnp.dtype) -> tuple[Any, jax.Array, jax.Array]:
+    """(a call whose result is rounded to 8 bits, what it should return in float32, the scale of its rows)."""
+    x, columns = rounded(drawn(0, B, M, K), FP8), rounded(drawn(2, N, K, scale=K**-0.5), FP8)
+    bias = drawn(3, N)
+    want = gelu(jnp.matmul(widened(x), widened(columns).T, precision="highest") + bias)
+    scale_bm = jnp.abs(want).max(axis=-1) / 448 * jnp.exp2(jnp.arange(M) % 9)  # too large by 2^8 at most
+    after = Hidden(gelu, 1.0 / scale_bm)
+    scales = Scales(x.scale, columns.scale)
+    call = functools.partial(matmul, [x.values], columns.values, bias, scales=scales, after=after, out_dtype=dtype)
+    return call, want, scale_bm
+
+
+def test_a_hidden_layer_is_rounded_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, want, scale_bm = hidden(FP8)
+    with contextlib.nullcontext() if hopper() else interpreted(monkeypatch):
+        if not hopper():
+            monkeypatch.setattr(kernels_hopper, "H100_MULTIPROCESSORS", 4)
+        got = jax.jit(call)()
+    assert (got.shape, got.dtype) == ((B, M, N), FP8)
+    scaled = want / scale_bm[..., None]
+    # Half a unit in the last place of 4 bits, 2^-4; of numbers below 2^-6 the unit is 2^-9. A tenth more for the sums.
+    assert (jnp.abs(got.astype(F32) - scaled) <= 1.1 * jnp.maximum(jnp.abs(scaled) * 2**-4, 2**-10)).all()
+
+
+def test_a_hidden_layer_in_8_bits_lowers_for_cuda_anywhere() -> None:
+    lowered = jax.jit(hidden(FP8)[0]).trace().lower(lowering_platforms=("cuda",))
+    assert lowered.out_info.dtype == FP8
+
+
 def test_the_published_sizes_lower() -> None:
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array, scale: jax.Array, table: jax.Array) -> Any:
-        return matmul([x], kernel, jnp.int32(5), bias, after=Heads(scale, (table, table)))
+        return matmul([x], kernel, bias, after=Heads(scale, (table, table)))
 
-    shapes = [((1, 76_544, 3072), BF16), ((38, 3072, 9216), BF16), ((9216,), F32), ((2, 128), F32), ((76_544, 64), F32)]
+    shapes = [((1, 76_544, 3072), BF16), ((3072, 9216), BF16), ((9216,), F32), ((2, 128), F32), ((76_544, 64), F32)]
     traced = jax.jit(run).trace(*(jax.ShapeDtypeStruct(*each) for each in shapes))
     out = traced.lower(lowering_platforms=("cuda",)).out_info
     assert [part.shape for part in out] == [(1, 76_544, 3072)] * 3
 
 
 def test_float16_ends_at_its_largest_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w = jnp.full((1, 64, 64), 200.0, F16), jnp.full((1, 64, 128), 200.0, F16)
+    x, w = jnp.full((1, 64, 64), 200.0, F16), jnp.full((64, 128), 200.0, F16)
     with contextlib.nullcontext() if hopper() else interpreted(monkeypatch):
-        got = matmul([x], w, jnp.int32(0), jnp.zeros(128))
+        got = matmul([x], w, jnp.zeros(128))
     assert (np.asarray(got) == np.finfo(np.float16).max).all()
 
 
@@ -140,6 +170,6 @@ def test_tiles_refuse_what_the_gpu_cannot_hold(changes: dict[str, int], says: st
 
 @pytest.mark.parametrize(("width", "features"), [(100, 256), (128, 200), (64, 256)])
 def test_sizes_that_do_not_divide_are_refused(width: int, features: int) -> None:
-    x, w = jnp.zeros((1, 8, width), BF16), jnp.zeros((1, 128, features), BF16)
+    x, w = jnp.zeros((1, 8, width), BF16), jnp.zeros((128, features), BF16)
     with pytest.raises(OsjaxError, match=r"cannot be multiplied by Tile.*use XLA"):
-        matmul([x], w, jnp.int32(0), jnp.zeros(features))
+        matmul([x], w, jnp.zeros(features))

@@ -15,7 +15,7 @@ from flax import nnx
 from osjax.diagnose import first_bad_layer
 from osjax.kernels.attention_ref import reference_attention
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, HEADS_BY_KERNEL, Operations, operations_for
+from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, Operations, operations_for
 from osjax.models.quantized import quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
@@ -52,16 +52,14 @@ def inputs() -> list[jax.Array]:
     ("changes", "attention", "precision", "chosen"),
     [
         ({}, "pallas", "fp8", BY_KERNELS),
-        ({}, "pallas", "full", HEADS_BY_KERNEL),
+        ({}, "pallas", "full", FOR_SAMPLING),
         ({}, "pallas", "int8", FOR_SAMPLING),
         ({}, "fp8", "fp8", BY_KERNELS),
-        ({}, "fp8", "full", HEADS_BY_KERNEL),
-        ({}, "cudnn", "full", FOR_SAMPLING),
+        ({}, "fp8", "full", FOR_SAMPLING),
         ({}, "cudnn", "fp8", FOR_SAMPLING),
         ({}, "xla", "fp8", FOR_SAMPLING),
         ({"num_heads": 48, "axes_dim": (16, 24, 24)}, "pallas", "fp8", FOR_SAMPLING),  # heads of 64
         ({"hidden_size": 384, "num_heads": 3}, "pallas", "fp8", FOR_SAMPLING),  # three heads are no whole tiles
-        ({"hidden_size": 384, "num_heads": 3}, "pallas", "full", FOR_SAMPLING),
         ({"mlp_ratio": 4.01}, "pallas", "fp8", FOR_SAMPLING),
     ],
 )
@@ -71,34 +69,38 @@ def test_a_model_gets_kernels_if_they_know_its_sizes(
     assert operations_for(dataclasses.replace(MMDiTConfig(), **changes), attention, precision) is chosen
 
 
-@pytest.mark.parametrize("precision", ["full", "fp8"])
-def test_kernels_lower_for_cuda_and_no_weights_are_copied_out_of_their_stack(precision: str) -> None:
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs())
-    abstract = nnx.eval_shape(lambda: model(precision))
-
-    def sliced(operations: Operations) -> int:
-        traced = jax.jit(functools.partial(forward, operations=operations)).trace(abstract, *shapes)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-        assert ("mosaic_gpu" in text) == (operations is BY_KERNELS)
-        lines = [line for line in text.splitlines() if "stablehlo.dynamic_slice" in line]
-        sizes = [int(np.prod([int(n) for n in line.split("tensor<")[-1].split("x")[:-1]])) for line in lines]
-        return sum(size for size in sizes if size >= CONFIG.hidden_size**2)  # weights, and no biases
-
-    assert sliced(BY_XLA) > CONFIG.hidden_size**2
-    assert sliced(BY_KERNELS) == 0
-
-
-def test_the_kernel_for_heads_lowers_for_cuda_block_by_block() -> None:
-    layers = nnx.eval_shape(lambda: cut(model("full")))
+def lowered_block(operations: Operations, precision: str) -> str:
+    """A single block for CUDA."""
+    layers = nnx.eval_shape(lambda: cut(model(precision)))
     x = jax.ShapeDtypeStruct((2, TEXT + TOKENS, CONFIG.hidden_size), jnp.bfloat16)
     rope = Rope(*[jax.ShapeDtypeStruct((1, TEXT + TOKENS, CONFIG.head_dim // 2), jnp.float32)] * 2)
     vec = jax.ShapeDtypeStruct((2, CONFIG.hidden_size), jnp.bfloat16)
 
     def block(layer: nnx.Module, x: jax.Array, vec: jax.Array, rope: Rope) -> jax.Array:
-        return layer(x, vec, rope, reference_attention, HEADS_BY_KERNEL)
+        return layer(x, vec, rope, reference_attention, operations)
 
-    text = jax.jit(block).trace(layers.single[0], x, vec, rope).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @mosaic_gpu") == 1
+    return jax.jit(block).trace(layers.single[0], x, vec, rope).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("operations", "precision", "kernels"),
+    [
+        (FOR_SAMPLING, "full", 0),
+        (BY_KERNELS, "full", 3),
+        (BY_KERNELS, "fp8", 3),
+    ],
+)
+def test_products_of_a_block_lower_for_cuda(operations: Operations, precision: str, kernels: int) -> None:
+    assert lowered_block(operations, precision).count("custom_call @mosaic_gpu") == kernels
+
+
+def test_a_hidden_layer_in_8_bits_is_never_there_in_16() -> None:
+    wide = f"x{TEXT + TOKENS}x{CONFIG.mlp_hidden}x"
+    assert f"{wide}bf16" in lowered_block(BY_KERNELS, "full")
+    text = lowered_block(BY_KERNELS, "fp8")
+    assert f"{wide}f8E4M3FN" in text
+    assert f"{wide}bf16" not in text
+    assert f"{wide}f32" not in text
 
 
 # Sums of 256 float32 products in another order. In fp8 a difference may round an activation to the other side, 2^-4 of
@@ -115,13 +117,11 @@ def test_modulations_of_all_layers_at_once_are_those_of_each(precision: str, tol
 
 
 @pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU")
-@pytest.mark.parametrize(
-    ("precision", "operations"), [("full", BY_KERNELS), ("full", HEADS_BY_KERNEL), ("fp8", BY_KERNELS)]
-)
-def test_kernels_agree_with_xla(precision: str, operations: Operations) -> None:
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_kernels_agree_with_xla(precision: str) -> None:
     mmdit, given = model(precision), inputs()
     by_xla, by_kernels = (
-        jax.jit(functools.partial(forward, operations=each))(mmdit, *given) for each in (BY_XLA, operations)
+        jax.jit(functools.partial(forward, operations=each))(mmdit, *given) for each in (BY_XLA, BY_KERNELS)
     )
     # Both round activations to bfloat16 (2^-9) at other places, five blocks deep; in fp8 a rounding that falls to the
     # other side moves an activation by 2^-4 of itself.

@@ -57,7 +57,7 @@ def test_the_step_lowers_with_kernels(mesh: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["full", "fp8"])
 @pytest.mark.parametrize("mesh", ["data=1,seq=1", "data=2,seq=2"])
 def test_single_blocks_lower_with_kernels(mesh: str, precision: str) -> None:
-    """As they come from host memory, each by itself and not in a stack."""
+    """As they are on GPUs, each by itself and not in a stack."""
     half, wide = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
     model = nnx.eval_shape(lambda: cut(quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.bfloat16), precision)))
     devices = make_mesh(parse_mesh(mesh))
@@ -69,7 +69,10 @@ def test_single_blocks_lower_with_kernels(mesh: str, precision: str) -> None:
     def rope(count: int) -> Rope:
         return Rope(*[wide((1, count, CONFIG.head_dim // 2))] * 2)
 
-    double = streaming.through_double.trace(model.double[0], image, text, vector, rope(TOKENS), **means)
-    single = streaming.through_single.trace(model.single[0], joint, vector, rope(TOKENS + TEXT), **means)
+    through_double, through_single = (
+        jax.jit(functools.partial(through, **means)) for through in (streaming.through_double, streaming.through_single)
+    )
+    double = through_double.trace(model.double[0], image, text, vector, rope(TOKENS))
+    single = through_single.trace(model.single[0], joint, vector, rope(TOKENS + TEXT))
     for traced, kernels in ((double, 1 + 8), (single, 1 + 3)):
         assert traced.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2") >= kernels
