@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osjax.kernels.flash_fp8_sm90 import E4M3, LOG2_LARGEST_WEIGHT, centred_by_head, rounded_by_head
+from osjax.kernels.flash_fp8_operands import E4M3, centred_by_head, rounded_by_head
+from osjax.kernels.flash_fp8_sm90 import LOG2_LARGEST_WEIGHT
 from osjax.models.quantized import PRECISIONS
 from osjax.pipeline import Pipeline
 from osjax.request import EXACT, SPEEDS

@@ -1,9 +1,8 @@
 """Flash attention in 8 bits for Hopper GPUs (compute capability 9.0) as one Pallas Mosaic-GPU kernel.
 
 The kernel of `flash_sm90.py` with both products in float8 e4m3, which the tensor cores multiply twice as fast as
-16-bit floats. XLA rounds queries, keys and values just before, one scale for each head; keys without their mean, which
-the softmax does not see (Zhang et al. 2024, SageAttention). Weights are rounded in registers, times 2^8, so that they
-use the range of e4m3 (Shah et al. 2024, FlashAttention-3, section 3.3).
+16-bit floats. XLA rounds queries, keys and values just before (`flash_fp8_operands.py`). Weights are rounded in
+registers, times 2^8, so that they use the range of e4m3 (Shah et al. 2024, FlashAttention-3, section 3.3).
 
 What that costs: e4m3 has 3 bits of mantissa, half a unit in its last place is 2^-4 of a number at most and 2^-5.2 in
 the root mean square. A weight is off by that for its own rounding, and by 2^-4.7 times the spread (standard deviation)
@@ -30,6 +29,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from osjax.errors import OsjaxError
+from osjax.kernels.flash_fp8_operands import E4M3, Operands, key_of, rounded
 from osjax.kernels.flash_sm90 import (
     CONSUMERS,
     ROWS,
@@ -42,13 +42,10 @@ from osjax.kernels.flash_sm90 import (
 )
 from osjax.kernels.hopper import CONSUMER_REGISTERS, PRODUCER_REGISTERS, SHARED_BYTES
 
-E4M3 = jnp.float8_e4m3fn
 WIDTH = 128  # of a head: as bytes, a row of the widest swizzle
 OUT_PANEL = 64  # columns of the result that are 128 bytes
 OTHER_SHARED_BYTES = 1024  # barriers
 LOG2_LARGEST_WEIGHT = 8.0  # 256; the largest e4m3 is 448
-SMALLEST_SCALE = 1e-36  # keeps 0 / scale and scale · -inf from being NaN
-GROUP = 16  # keys within which `lane_order` permutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +83,6 @@ class Blocks8:
 
 
 MEASURED_BEST = Blocks8(keys=192)  # of three on long sequences (docs/performance.md, section 8 bits)
-
-
-class Operands(NamedTuple):
-    """What the kernel multiplies. `keys`: how many of the Mp are true."""
-
-    q_bnhd: jax.Array  # e4m3 [B, Np, H, D]
-    k_bmhd: jax.Array  # e4m3 [B, Mp, H, D] less the mean, keys in `lane_order`
-    v_bhdm: jax.Array  # e4m3 [B, H, D, Mp]
-    log2_scale_bh: jax.Array  # float32: of the scores, times log2(e), as exp2 is the GPU's own
-    v_scale_bh: jax.Array  # float32
 
 
 class Scratch(NamedTuple):
@@ -156,58 +143,9 @@ def flash_attention_fp8(
     if (width := q_bnhd.shape[3]) != WIDTH:
         raise OsjaxError(f"attention in 8 bits knows head width {WIDTH}, not {width}: use --attention auto")
     blocks = blocks or MEASURED_BEST
-    operands = quantized(q_bnhd, k_bmhd, v_bmhd, 1.0 / math.sqrt(width) if scale is None else scale, blocks)
+    scale = 1.0 / math.sqrt(width) if scale is None else scale
+    operands = rounded(q_bnhd, k_bmhd, v_bmhd, scale, block_keys=blocks.keys)
     return attend(operands, q_bnhd, k_bmhd.shape[1], blocks)
-
-
-def quantized(q_bnhd: jax.Array, k_bmhd: jax.Array, v_bmhd: jax.Array, scale: float, blocks: Blocks8) -> Operands:
-    """Rounds, pads with zeros and lays out for the kernel, by XLA."""
-    q_bnhd, q_scale_bh = rounded_by_head(q_bnhd)
-    k_bmhd, k_scale_bh = centred_by_head(k_bmhd)
-    v_bmhd, v_scale_bh = rounded_by_head(v_bmhd)
-    k_bmhd, v_bmhd = _padded(k_bmhd, blocks.keys), _padded(v_bmhd, blocks.keys)
-    q_bnhd = _padded(q_bnhd, CONSUMERS * ROWS)
-    v_bhdm = v_bmhd.transpose(0, 2, 3, 1)
-    log2_scale_bh = jnp.maximum(q_scale_bh * k_scale_bh * (scale * math.log2(math.e)), SMALLEST_SCALE)
-    return Operands(q_bnhd, lane_order(k_bmhd), v_bhdm, log2_scale_bh, v_scale_bh)
-
-
-def rounded_by_head(x_bnhd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, N, H, D] in e4m3, and the scale of each head by which it is to be multiplied: float32 [B, H]."""
-    x_bnhd = x_bnhd.astype(jnp.float32)
-    return _rounded(x_bnhd, jnp.abs(x_bnhd).max(axis=(1, 3)))
-
-
-def centred_by_head(x_bnhd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`rounded_by_head` of what is left without the mean over N; its largest number is known without another pass."""
-    x_bnhd = x_bnhd.astype(jnp.float32)
-    mean_bhd, least_bhd, most_bhd = x_bnhd[:, ::8].mean(axis=1), x_bnhd.min(axis=1), x_bnhd.max(axis=1)
-    return _rounded(x_bnhd - mean_bhd[:, None], jnp.maximum(most_bhd - mean_bhd, mean_bhd - least_bhd).max(axis=-1))
-
-
-def _rounded(x_bnhd: jax.Array, peak_bh: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scale_bh = jnp.maximum(peak_bh / float(jnp.finfo(E4M3).max), SMALLEST_SCALE)
-    return (x_bnhd * (1.0 / scale_bh)[:, None, :, None]).astype(E4M3), scale_bh
-
-
-def _padded(x_bnhd: jax.Array, multiple: int) -> jax.Array:
-    return jnp.pad(x_bnhd, ((0, 0), (0, -x_bnhd.shape[1] % multiple), (0, 0), (0, 0)))
-
-
-def lane_order(k_bmhd: jax.Array) -> jax.Array:
-    """Keys in the order in which a lane finds the weights of four neighbours where wgmma wants them.
-
-    In a row of scores, lane l of 4 holds of every 16 columns 2l, 2l + 1, 8 + 2l and 9 + 2l. As the left operand of an
-    8-bit product it is to hold columns 4l to 4l + 3. So column 8a + 2l + j gets key 4l + 2a + j.
-    """
-    batch, keys, heads, width = k_bmhd.shape
-    grouped = k_bmhd.reshape(batch, keys // GROUP, 4, 2, 2, heads, width)
-    return grouped.swapaxes(2, 3).reshape(k_bmhd.shape)
-
-
-def key_of(column: jax.Array) -> jax.Array:
-    """Which key of its block stands in that column of the scores: int32, as `lane_order` has it."""
-    return (column & ~14) + (column & 6) * 2 + (column & 8) // 4
 
 
 def attend(operands: Operands, like_bnhd: jax.Array, keys: int, blocks: Blocks8) -> jax.Array:

@@ -19,7 +19,8 @@ import pytest
 
 from osjax.errors import OsjaxError
 from osjax.kernels import flash_fp8_sm90
-from osjax.kernels.flash_fp8_sm90 import E4M3, GROUP, MEASURED_BEST, Blocks8, flash_attention_fp8, quantized
+from osjax.kernels.flash_fp8_operands import E4M3, GROUP, key_of, lane_order, rounded
+from osjax.kernels.flash_fp8_sm90 import MEASURED_BEST, Blocks8, flash_attention_fp8
 from tests.osjax.kernels.hopper import hopper, interpreted
 
 BF16, F16 = jnp.bfloat16, jnp.float16
@@ -50,15 +51,15 @@ def exact(q: Any, k: Any, v: Any, scale: float = 128**-0.5) -> np.ndarray:
 
 def emulated(q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks8) -> np.ndarray:
     """The kernel's own rounding, in one block of all keys; under jit, as one bit of a scale may turn a tie."""
-    given = jax.jit(functools.partial(quantized, scale=128**-0.5, blocks=blocks))(q, k, v)
+    given = jax.jit(functools.partial(rounded, scale=128**-0.5, block_keys=blocks.keys))(q, k, v)
     keys = np.arange(given.k_bmhd.shape[1])
-    true = np.isin(keys, [i for i in keys if flash_fp8_sm90.key_of(i) < k.shape[1]])
+    true = np.isin(keys, [i for i in keys if key_of(i) < k.shape[1]])
     q8, k8, v8 = (np.asarray(x).astype(np.float32) for x in given[:3])
     log2_scale, v_scale = (np.asarray(x)[:, :, None, None] for x in given[3:])
     scores = np.where(true, np.einsum("bnhd,bmhd->bhnm", q8, k8) * log2_scale, -np.inf)
     weights = np.exp2(scores - scores.max(-1, keepdims=True) + 8)
-    rounded = np.asarray(jnp.asarray(weights).astype(E4M3)).astype(np.float32)
-    found = np.einsum("bhnm,bhdm->bhnd", in_order(rounded), v8) / weights.sum(-1, keepdims=True) * v_scale
+    weights8 = np.asarray(jnp.asarray(weights).astype(E4M3)).astype(np.float32)
+    found = np.einsum("bhnm,bhdm->bhnd", in_order(weights8), v8) / weights.sum(-1, keepdims=True) * v_scale
     return found.transpose(0, 2, 1, 3)[:, : q.shape[1]]
 
 
@@ -170,14 +171,14 @@ def test_keys_and_weights_are_put_in_order_alike() -> None:
     held = [[2 * lane, 2 * lane + 1, 8 + 2 * lane, 9 + 2 * lane] for lane in range(4)]
     np.testing.assert_array_equal(in_order(np.arange(GROUP)), np.ravel(held))
     keys = jnp.arange(64)
-    columns = flash_fp8_sm90.lane_order(keys[None, :, None, None])[0, :, 0, 0]
-    np.testing.assert_array_equal(columns, flash_fp8_sm90.key_of(keys))
+    columns = lane_order(keys[None, :, None, None])[0, :, 0, 0]
+    np.testing.assert_array_equal(columns, key_of(keys))
     np.testing.assert_array_equal(in_order(columns), keys)
 
 
 def test_what_the_kernel_gets_is_padded_with_zeros() -> None:
     q, k, v = random_inputs((1, 100, 50, 2, 64))
-    given = quantized(q, k, v, 1.0, Blocks8(64))
+    given = rounded(q, k, v, 1.0, block_keys=64)
     assert [x.shape for x in given] == [(1, 128, 2, 128), (1, 64, 2, 128), (1, 2, 128, 64), (1, 2), (1, 2)]
     assert [x.dtype.name for x in given] == ["float8_e4m3fn"] * 3 + ["float32"] * 2
     back = given.v_bhdm.astype(jnp.float32) * given.v_scale_bh[:, :, None, None]

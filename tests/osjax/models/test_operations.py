@@ -16,7 +16,8 @@ from osjax.diagnose import first_bad_layer
 from osjax.kernels.attention_ref import reference_attention
 from osjax.models.mmdit import MMDiT, MMDiTConfig
 from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, Operations, operations_for
-from osjax.models.quantized import quantize
+from osjax.models.projections import at
+from osjax.models.quantized import Rounded, quantize
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
 from osjax.models.streamed import cut
@@ -101,6 +102,34 @@ def test_a_hidden_layer_in_8_bits_is_never_there_in_16() -> None:
     assert f"{wide}f8E4M3FN" in text
     assert f"{wide}bf16" not in text
     assert f"{wide}f32" not in text
+
+
+def hidden(x: jax.Array, beside: list[jax.Array]) -> tuple[Rounded, jax.Array]:
+    """(a hidden layer in 8 bits, the same in float32)."""
+    linear = at(quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.float32), "fp8"), "single_blocks.mlp_in")
+    linear = jax.tree.map(lambda stacked: stacked[0], linear)
+    return BY_XLA.hidden(x, linear, beside), jax.nn.gelu(linear(x), approximate=True)
+
+
+@pytest.mark.parametrize("beside", [0.0, 1.0, 1e4])
+def test_a_hidden_layer_is_rounded_within_the_format(beside: float) -> None:
+    x = jax.random.normal(jax.random.key(4), (2, 7, CONFIG.hidden_size)) * jnp.exp2(jnp.arange(-3.0, 4))[:, None]
+    more = [beside * jax.random.normal(jax.random.key(5), (2, 7, 12))] if beside else []
+    (values, scale), want = hidden(x, more)
+    got = values.astype(jnp.float32) * scale[..., None]
+    # e4m3: half a unit in the last place of 4 bits, and below 2^-6 a unit of 2^-9; a thousandth more for the sums.
+    assert (jnp.abs(got - want) <= 1.001 * jnp.maximum(2**-4 * jnp.abs(want), 2**-10 * scale[..., None])).all()
+    # What stands beside it is rounded by the same scale and must fit.
+    assert all((jnp.abs(each).max(axis=-1) <= 448 * scale * 1.001).all() for each in more)
+    # The bound is not so large that numbers of the usual size would be among the smallest.
+    assert beside > 1 or (jnp.sqrt(jnp.square(want).mean(axis=-1)) > 2**-3 * scale).all()
+
+
+def test_a_row_that_is_not_finite_shows_in_a_hidden_layer() -> None:
+    x = jnp.ones((1, 3, CONFIG.hidden_size)).at[0, 1, 5].set(jnp.inf)
+    (values, scale), _ = hidden(x, [])
+    finite = jnp.isfinite(values.astype(jnp.float32) * scale[..., None]).all(axis=-1)
+    assert finite.tolist() == [[True, False, True]]
 
 
 # Sums of 256 float32 products in another order. In fp8 a difference may round an activation to the other side, 2^-4 of

@@ -68,6 +68,21 @@ def test_rounding_stays_within_the_format(precision, seed, exponent, spread):
     assert (np.abs(values * scale[:, None] - x) <= allowed).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), exponent=st.integers(-20, 20), spread=st.floats(0, 3), bias=st.booleans())
+def test_no_result_exceeds_its_bound(seed, exponent, spread, bias):
+    rng = np.random.default_rng(seed)
+    x, kernel = (
+        jnp.asarray(rng.normal(0, 1, shape) * np.exp(spread * rng.normal(0, 1, shape)), jnp.float32)
+        for shape in ((5, 33), (7, 33))
+    )
+    x = x.at[1].set(0) * 2.0**exponent
+    own = jnp.asarray(rng.normal(0, 1, 7), jnp.float32) if bias else None
+    linear, rows = QuantizedLinear(rounded(kernel, PRECISIONS["fp8"]), own), rounded(x, PRECISIONS["fp8"])
+    results = jnp.abs(linear.of_rounded(rows, jnp.float32))
+    assert (results.max(axis=-1) <= linear.bound(rows) * (1 + EPSILON)).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_not_rounded_away(precision, bad):
