@@ -31,6 +31,8 @@ ROWS = (
     Row("i2v_exact_s", "image to video, exact", "s", (32, 850)),
     Row("t2v_balanced_s", "text to video, balanced", "s", (13, 350)),
     Row("t2v_fast_s", "text to video, fast", "s", (8, 220)),
+    Row("t2v_fast_fp8_s", "text to video, fast, in fp8", "s", (8, 220)),
+    Row("t2v_fast_fp8_products_s", "the same, attention in bf16", "s", (8, 220)),
     Row("vae_decode_s", "VAE decode", "s", (0.4, 4), (1.46, 17.8)),
     Row("vae_decode_peak_gb", "VAE decode, peak beyond its weights", "GB", (8, 10), (22.8, 29.0)),
     Row("vae_decode_error", "its distance from XLA's convolutions", "relative"),

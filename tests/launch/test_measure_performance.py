@@ -117,7 +117,7 @@ def test_what_follows_from_the_figures():
     work = {"operations": 2 * 10**12, "bytes": 10}
     size = {
         "forward_s": figure(0.3), "forward_kept_s": figure(0.4), "forward_cut_s": figure(0.1),
-        "t2v_rest_s": figure(2.0, passes=80), "attention_tflops": figure(0.5),
+        "t2v_rest_s": figure(2.0, passes=80), "attention_tflops": figure(0.5), "forward_fp8_s": figure(0.2),
         "counts": {"forward": work, "attention": work, "decode": work},
     }  # fmt: skip
     ceilings = {"matmul_tflops": figure(10.0), "copy_gb_per_s": figure(1.0)}
@@ -125,6 +125,8 @@ def test_what_follows_from_the_figures():
     assert done["t2v_balanced_s"]["value"] == pytest.approx(35.2 * 0.4 + 44.8 * 0.1 + 2)
     assert done["t2v_fast_s"]["value"] == pytest.approx(28.8 * 0.4 + 51.2 * 0.1 + 2)
     assert not done["t2v_fast_s"]["measured"]
+    assert done["t2v_fast_fp8_s"]["value"] == pytest.approx(28.8 * (0.2 + 0.4 - 0.3) + 51.2 * 0.1 + 2)
+    assert "28.8 x (forward_fp8_s + forward_kept_s - forward_s)" in done["t2v_fast_fp8_s"]["how"]
     assert done["roofline"]["forward"] == work | {
         "floor_s": pytest.approx(0.2), "bound": "operations", "seconds": 0.3, "gap": pytest.approx(1.5)
     }  # fmt: skip
