@@ -66,8 +66,8 @@ LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
 # Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 22 and 18 of
 # 50 (docs/performance.md). The published model's own share is not known.
 FULL_SHARE = {"balanced": 22 / 50, "fast": 18 / 50}
-# What a video takes at a speed: the figures that a pass in full is the first two of, less the third. In 8 bits what step
-# caching adds to a pass is that in 16.
+# What a video takes at a speed, and what a pass in full is made of: the first two figures less the third. What step
+# caching adds to it in 8 bits is that in 16.
 DERIVED = {f"t2v_{speed}_s": (speed, ("forward_kept_s",)) for speed in FULL_SHARE} | {
     f"t2v_fast_{bits}_s": ("fast", (f"forward_{bits}_s", "forward_kept_s", "forward_s"))
     for bits in ("fp8", "fp8_products")
