@@ -122,8 +122,12 @@ def test_a_hidden_layer_is_rounded_to_8_bits(monkeypatch: pytest.MonkeyPatch) ->
         got = jax.jit(call)()
     assert (got.shape, got.dtype) == ((B, M, N), FP8)
     scaled = want / scale_bm[..., None]
-    # Half a unit in the last place of 4 bits, 2^-4; of numbers below 2^-6 the unit is 2^-9. A tenth more for the sums.
-    assert (jnp.abs(got.astype(F32) - scaled) <= 1.1 * jnp.maximum(jnp.abs(scaled) * 2**-4, 2**-10)).all()
+    # Half a unit in the last place of 4 bits, 2^-4; of numbers below 2^-6 the unit is 2^-9. On a GPU besides: GELU is
+    # half its input, 8 at most here, times 1 + tanh, which is off by 2^-11 (PTX ISA, tanh.approx), and the tensor cores
+    # keep 14 bits of a sum, whose parts come to 8.
+    rounding = jnp.maximum(jnp.abs(scaled) * 2**-4, 2**-10)
+    allowed = 1.01 * rounding + (4 * 2**-11 + 8 * 2**-13) / scale_bm[..., None]
+    assert (jnp.abs(got.astype(F32) - scaled) <= allowed).all()
 
 
 def test_a_hidden_layer_in_8_bits_lowers_for_cuda_anywhere() -> None:
