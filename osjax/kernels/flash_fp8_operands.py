@@ -24,7 +24,7 @@ SAMPLED = 8  # of so many keys, one counts for the mean
 
 
 class Operands(NamedTuple):
-    """What the kernel multiplies. `keys`: how many of the Mp are true."""
+    """What the kernel multiplies; of the Mp keys and values those past M are zeros."""
 
     q_bnhd: jax.Array  # e4m3 [B, Np, H, D]
     k_bmhd: jax.Array  # e4m3 [B, Mp, H, D] less the mean, keys in `lane_order`

@@ -73,7 +73,7 @@ class Operations:
             return gelu(linear(x_bmf))
         x = rounded(x_bmf, E4M3)
         scale_bm = _hidden_scale(x, linear, beside)
-        return Rounded(rounded_by(gelu(linear.of_rounded(x, x_bmf.dtype)), scale_bm, E4M3), scale_bm)
+        return Rounded(rounded_by(gelu(linear.of_rounded(x, jnp.float32)), scale_bm, E4M3), scale_bm)
 
     def added(
         self,

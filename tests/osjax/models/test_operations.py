@@ -15,9 +15,8 @@ from flax import nnx
 from osjax.diagnose import first_bad_layer
 from osjax.kernels.attention_ref import reference_attention
 from osjax.models.mmdit import MMDiT, MMDiTConfig
-from osjax.models.operations import BY_KERNELS, BY_XLA, FOR_SAMPLING, Operations, operations_for
-from osjax.models.projections import at
-from osjax.models.quantized import Rounded, quantize
+from osjax.models.operations import BY_KERNELS, BY_XLA, E4M3, FOR_SAMPLING, Operations, operations_for
+from osjax.models.quantized import QuantizedLinear, Rounded, quantize, rounded
 from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
 from osjax.models.streamed import cut
@@ -104,10 +103,18 @@ def test_a_hidden_layer_in_8_bits_is_never_there_in_16() -> None:
     assert f"{wide}f32" not in text
 
 
+def projection() -> QuantizedLinear:
+    """Into the hidden layer."""
+    rng = np.random.default_rng(0)
+    shape = (CONFIG.mlp_hidden, CONFIG.hidden_size)
+    kernel = rounded(jnp.asarray(rng.normal(0, shape[1] ** -0.5, shape), jnp.float32), E4M3)
+    return QuantizedLinear(kernel, jnp.asarray(rng.normal(0, 0.1, shape[0]), jnp.float32))
+
+
+@jax.jit
 def hidden(x: jax.Array, beside: list[jax.Array]) -> tuple[Rounded, jax.Array]:
     """(a hidden layer in 8 bits, the same in float32)."""
-    linear = at(quantize(MMDiT(CONFIG, rngs=ModuleRngs(0), dtype=jnp.float32), "fp8"), "single_blocks.mlp_in")
-    linear = jax.tree.map(lambda stacked: stacked[0], linear)
+    linear = projection()
     return BY_XLA.hidden(x, linear, beside), jax.nn.gelu(linear(x), approximate=True)
 
 
@@ -123,6 +130,16 @@ def test_a_hidden_layer_is_rounded_within_the_format(beside: float) -> None:
     assert all((jnp.abs(each).max(axis=-1) <= 448 * scale * 1.001).all() for each in more)
     # The bound is not so large that numbers of the usual size would be among the smallest.
     assert beside > 1 or (jnp.sqrt(jnp.square(want).mean(axis=-1)) > 2**-3 * scale).all()
+
+
+def test_a_hidden_layer_in_8_bits_reaches_beyond_float16() -> None:
+    """What the type of the streams cannot hold is not cut off on the way: the scale can."""
+    wide = 1e4 * jnp.ones((1, 2, CONFIG.hidden_size)) * jnp.sign(jax.random.normal(jax.random.key(6), (256,)))
+    (values, scale), want = hidden(64 * wide, [])
+    assert jnp.abs(want).max() > jnp.finfo(jnp.float16).max
+    (half, half_scale), _ = hidden((wide * 4).astype(jnp.float16), [])
+    got, expected = (half.astype(jnp.float32) * half_scale[..., None], values.astype(jnp.float32) * scale[..., None])
+    assert jnp.linalg.norm(16 * got - expected) < 2**-4 * jnp.linalg.norm(expected)
 
 
 def test_a_row_that_is_not_finite_shows_in_a_hidden_layer() -> None:
