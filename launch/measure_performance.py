@@ -66,10 +66,10 @@ LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
 # Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 22 and 18 of
 # 50 (docs/performance.md). The published model's own share is not known.
 FULL_SHARE = {"balanced": 22 / 50, "fast": 18 / 50}
-# What a video takes at a speed, and what a pass in full is made of: the first two figures less the third. What step
-# caching adds to it in 8 bits is that in 16.
-DERIVED = {f"t2v_{speed}_s": (speed, ("forward_kept_s",)) for speed in FULL_SHARE} | {
-    f"t2v_fast_{bits}_s": ("fast", (f"forward_{bits}_s", "forward_kept_s", "forward_s"))
+# What a video takes at a speed, and what a pass in full is the sum of: figure → sign. What step caching adds to it in 8
+# bits is that in 16.
+DERIVED = {f"t2v_{speed}_s": (speed, {"forward_kept_s": 1}) for speed in FULL_SHARE} | {
+    f"t2v_fast_{bits}_s": ("fast", {f"forward_{bits}_s": 1, "forward_kept_s": 1, "forward_s": -1})
     for bits in ("fp8", "fp8_products")
 }
 KEYS = tuple(dict.fromkeys((*(key for keys in STAGES.values() for key in keys), *DERIVED)))
@@ -179,27 +179,25 @@ def _absent(why: str) -> dict[str, Any]:
 def _speeds(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What a video takes at the approximate speeds, in 8 bits too, multiplied."""
     found = {}
-    for key, (speed, names) in DERIVED.items():
-        needed = {name: figures.get(name) for name in (*names, "forward_cut_s", "t2v_rest_s")}
+    for key, (speed, signs) in DERIVED.items():
+        needed = {name: figures.get(name) for name in (*signs, "forward_cut_s", "t2v_rest_s")}
         if why := _unfit(needed):
             found[key] = _absent(why)
             continue
-        *parts, cut, rest = needed.values()
+        first, *_, cut, rest = needed.values()
         passes = rest["passes"]
         full = FULL_SHARE[speed] * passes
-        one = sum(sign * part["value"] for sign, part in zip((1, 1, -1), parts, strict=False))
+        one = sum(sign * needed[name]["value"] for name, sign in signs.items())
         value = full * one + (passes - full) * cut["value"] + rest["value"]
+        terms = "".join(f" {'+' if sign > 0 else '-'} {name}" for name, sign in signs.items()).removeprefix(" + ")
         how = (
-            f"multiplied: of {passes} passes {full:g} x {_told_sum(names)}, the others x forward_cut_s, + t2v_rest_s; "
-            f"the share in full is what the embedded model took at {speed} (launch/measure_nearness.py)"
+            f"multiplied: of {passes} passes {full:g} x {terms if len(signs) == 1 else f'({terms})'}, the others x "
+            f"forward_cut_s, + t2v_rest_s; the share in full is what the embedded model took at {speed} "
+            "(launch/measure_nearness.py)"
         )
-        stamp = {name: parts[0][name] for name in ("device", "versions", "date")}
+        stamp = {name: first[name] for name in ("device", "versions", "date")}
         found[key] = {"value": float(f"{value:.5g}"), "measured": False, "how": how, **stamp}
     return found
-
-
-def _told_sum(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"({names[0]} + {names[1]} - {names[2]})"
 
 
 def _unfit(figures: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -115,6 +115,8 @@ class HopperOperations(Operations):
     in_place: ClassVar[bool] = False  # `added` reads what is added to while it writes: XLA would have to copy it
 
     def heads(self, x_bmf: jax.Array, qkv: QKV, rope: Rope | None) -> Heads3:
+        if rope is not None and rope.cos_bnd.shape[0] != 1:
+            raise ValueError(f"the kernel rotates all rows of a batch alike, not by {rope.cos_bnd.shape[0]} tables")
         scales = jnp.stack([qkv.q_norm.scale[...], qkv.k_norm.scale[...]]).astype(jnp.float32)
         turn = None if rope is None else (rope.cos_bnd[0], rope.sin_bnd[0])
         after = Heads(scales, turn, qkv.q_norm.epsilon)

@@ -102,7 +102,7 @@ def test_products_lower_for_cuda_anywhere(name: str) -> None:
     assert "mosaic_gpu" in lowered.as_text()
 
 
-def hidden(dtype: jnp.dtype) -> tuple[Any, jax.Array, jax.Array]:
+def hidden() -> tuple[Any, jax.Array, jax.Array]:
     """(a call whose result is rounded to 8 bits, what it should return in float32, the scale of its rows)."""
     x, columns = rounded(drawn(0, B, M, K), FP8), rounded(drawn(2, N, K, scale=K**-0.5), FP8)
     bias = drawn(3, N)
@@ -110,12 +110,12 @@ def hidden(dtype: jnp.dtype) -> tuple[Any, jax.Array, jax.Array]:
     scale_bm = jnp.abs(want).max(axis=-1) / 448 * jnp.exp2(jnp.arange(M) % 9)  # too large by 2^8 at most
     after = Hidden(gelu, 1.0 / scale_bm)
     scales = Scales(x.scale, columns.scale)
-    call = functools.partial(matmul, [x.values], columns.values, bias, scales=scales, after=after, out_dtype=dtype)
+    call = functools.partial(matmul, [x.values], columns.values, bias, scales=scales, after=after)
     return call, want, scale_bm
 
 
 def test_a_hidden_layer_is_rounded_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    call, want, scale_bm = hidden(FP8)
+    call, want, scale_bm = hidden()
     with contextlib.nullcontext() if hopper() else interpreted(monkeypatch):
         if not hopper():
             monkeypatch.setattr(kernels_hopper, "H100_MULTIPROCESSORS", 4)
@@ -131,7 +131,7 @@ def test_a_hidden_layer_is_rounded_to_8_bits(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_hidden_layer_in_8_bits_lowers_for_cuda_anywhere() -> None:
-    lowered = jax.jit(hidden(FP8)[0]).trace().lower(lowering_platforms=("cuda",))
+    lowered = jax.jit(hidden()[0]).trace().lower(lowering_platforms=("cuda",))
     assert lowered.out_info.dtype == FP8
 
 
