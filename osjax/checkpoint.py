@@ -13,6 +13,7 @@ compress; saving and loading take half the time), it is synchronous, and it load
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +27,14 @@ import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
 from osjax import leaves
 from osjax.bundle import Part, bytes_on_disk, read_index, write_index
 from osjax.errors import OsjaxError
 
 PART_BYTES = 64 << 20
+UNSEEN = 2.0  # seconds of reading before a bar appears: small models need none
 READ_AHEAD = 8  # parts; reading takes 1.4 to 2 seconds of a core for each GB, so that several must go on at once
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -121,17 +124,18 @@ def load_component(
     *,
     stored: nnx.Module | None = None,
     change: Change | None = None,
+    progress: bool = False,
 ) -> Module:
     """Loads a component into a module of the structure of `abstract_module` (made by `nnx.eval_shape`).
 
     dtype: of the floating leaves, by default as in `abstract_module`; others keep theirs.
     shardings: one for all leaves, or a function leaf name → Sharding; by default all on the first device.
-    stored, change: as in `load_arrays`; an abstract module with the shapes and dtypes that are to be read.
+    stored, change, progress: as in `load_arrays`; an abstract module with the shapes and dtypes that are to be read.
     Raises OsjaxError if the folder is incomplete or damaged, or its leaves and shapes are not those of the module.
     """
     targets = _targets(abstract_module, dtype, shardings)
     read = None if stored is None else _targets(stored, dtype, shardings)
-    return leaves.unflatten(abstract_module, load_arrays(folder, targets, read, change))
+    return leaves.unflatten(abstract_module, load_arrays(folder, targets, read, change, progress=progress))
 
 
 def load_arrays(
@@ -139,16 +143,18 @@ def load_arrays(
     targets: Mapping[str, jax.ShapeDtypeStruct],
     stored: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     change: Change | None = None,
+    *,
+    progress: bool = False,
 ) -> dict[str, jax.Array]:
     """Loads arrays by name, with the shapes, dtypes and shardings of `targets`.
 
-    change: makes of what has been read what is kept, part by part; stored: what is to be read then, if that differs.
-    Raises OsjaxError as above.
+    change: makes of what has been read what is kept, part by part; stored: what is to be read then, if that differs;
+    progress: a bar on standard error, if it takes longer than some seconds. Raises OsjaxError as above.
     """
     parts, stored = read_index(folder), targets if stored is None else stored
     _check_coverage(folder, parts, stored)
     arrays: dict[str, jax.Array] = {}
-    for part, loaded in _load_parts(folder, parts, lambda part: _on_shards(part, stored)):
+    for part, loaded in _load_parts(folder, parts, lambda part: _on_shards(part, stored), progress):
         for leaf, array in loaded.items():
             rows = part.leaves[leaf]
             for name, made in _changed(change, leaf, array, rows).items():
@@ -167,17 +173,19 @@ def load_rows(
     stacked: Collection[str],
     keep: Callable[[Any], Array],
     change: Change | None = None,
+    *,
+    progress: bool = False,
 ) -> dict[str, Array | list[Array]]:
     """Loads arrays by name into this host's memory, those of `stacked` in a list of their layers.
 
-    targets: shapes and dtypes; change: as in `load_arrays`; keep: what is done with each array or layer then, from
-    NumPy's memory into such as is to stay. No device sees them, unless these show them. Only what is stacked may lie in
-    several parts. Raises OsjaxError as above.
+    targets: shapes and dtypes; change, progress: as in `load_arrays`; keep: what is done with each array or layer then,
+    from NumPy's memory into such as is to stay. No device sees them, unless these show them. Only what is stacked may
+    lie in several parts. Raises OsjaxError as above.
     """
     parts = read_index(folder)
     _check_coverage(folder, parts, targets)
     found: dict[str, Any] = {}  # name → array, or number of a layer → array
-    for part, loaded in _load_parts(folder, parts, lambda part: _in_memory(part, targets)):
+    for part, loaded in _load_parts(folder, parts, lambda part: _in_memory(part, targets), progress):
         for leaf, array in loaded.items():
             rows = part.leaves[leaf]
             for name, made in _changed(change, leaf, array, rows).items():
@@ -246,7 +254,7 @@ def _is_whole(rows: tuple[int, int] | None, target: jax.ShapeDtypeStruct) -> boo
 
 
 def _load_parts(
-    folder: Path, parts: tuple[Part, ...], wanted: Callable[[Part], Mapping[str, Any]]
+    folder: Path, parts: tuple[Part, ...], wanted: Callable[[Part], Mapping[str, Any]], progress: bool
 ) -> Iterator[tuple[Part, dict[str, Any]]]:
     """The parts in order, with the next ones being read; one at a time where processes have to agree on the order.
 
@@ -254,14 +262,18 @@ def _load_parts(
     """
     ahead = READ_AHEAD if jax.process_count() == 1 else 1
     pending: deque[tuple[Part, Future]] = deque()
-    with ThreadPoolExecutor(ahead) as pool:
-        for part in parts:
-            pending.append((part, pool.submit(_load_part, folder / part.name, wanted(part))))
-            if len(pending) == ahead:
-                part, future = pending.popleft()
-                yield part, future.result()
-        for part, future in pending:
+    coming = iter(parts)
+    look = {"unit": "B", "unit_scale": True, "delay": UNSEEN, "disable": not progress}
+    with (
+        tqdm(total=sum(part.bytes for part in parts), desc=f"load {folder.name}", **look) as bar,
+        ThreadPoolExecutor(ahead) as pool,
+    ):
+        for _ in parts:
+            for part in itertools.islice(coming, ahead - len(pending)):
+                pending.append((part, pool.submit(_load_part, folder / part.name, wanted(part))))
+            part, future = pending.popleft()
             yield part, future.result()
+            bar.update(part.bytes)
 
 
 def _load_part(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,12 +39,11 @@ def encode_all(pipeline: Pipeline, groups: Sequence[Sequence[Request]]) -> list[
         return []
     made = {}
     hidden = not pipeline.progress or len(distinct) <= FEW
-    bar = tqdm(total=len(distinct), desc="texts", unit="batch", disable=hidden)
     with (
-        bar,
         explaining_memory(lambda: pipeline.shortage(groups[0])),
         pipeline.residency.on_device("t5"),
         pipeline.residency.on_device("clip"),
+        tqdm(total=len(distinct), desc="texts", unit="batch", disable=hidden) as bar,
     ):
         for prompts in distinct:
             start = time.perf_counter()

@@ -101,7 +101,8 @@ class Pipeline:
         bundle = read_bundle(EMBEDDED if path is None else Path(path))
         devices = make_mesh(parse_mesh(mesh))
         precision = chosen_precision(bundle, precision, devices.devices.flat[0])
-        residency = Residency(bundle, devices, DTYPES[dtype], offload=offload, precision=precision)
+        how = {"offload": offload, "precision": precision, "progress": progress}
+        residency = Residency(bundle, devices, DTYPES[dtype], **how)
         label = "embedded tiny bundle" if path is None else Path(path).resolve().name
         pipeline = cls.over(
             residency, devices, dtype, attention, label, progress=progress, offload_blocks=offload_blocks
@@ -316,8 +317,8 @@ class Pipeline:
         """(latents bthwc ready to decode, forward passes that each of them took)."""
         one = shape.grid.noise_shape(self.residency.config(self.roles.mmdit).latent_channels)
         noise_bthwc = jnp.concatenate([jax.random.normal(jax.random.key(r.seed), one) for r in requests])
-        bar = tqdm(total=requests[0].num_steps, desc="denoise", unit="step", disable=not self.progress)
-        with bar, self.transformer(requests) as mmdit:  # an interrupt while it is loaded closes the bar
+        steps = {"total": requests[0].num_steps, "desc": "denoise", "unit": "step", "disable": not self.progress}
+        with self.transformer(requests) as mmdit, tqdm(**steps) as bar:  # whose time is without loading
             return sample_latents(
                 mmdit,
                 noise_bthwc,

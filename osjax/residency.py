@@ -112,7 +112,8 @@ class Residency:
 
     modules: those that are there already; with offloading they are in host memory (`host_memory.to_host`). source: in
     place of the bundle's files. precision: of the transformers' blocks (`osjax.models.quantized`). in_parts: whether an
-    MMDiT is a `StreamedMMDiT` where it is not asked for in blocks either; None: on GPUs.
+    MMDiT is a `StreamedMMDiT` where it is not asked for in blocks either; None: on GPUs. progress: bars on standard
+    error while weights are read.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Residency:
         source: Source | None = None,
         precision: str = FULL,
         in_parts: bool | None = None,
+        progress: bool = False,
     ):
         self.bundle = bundle
         self._source = source or Source(self._read, self._read_layers)
@@ -134,9 +136,11 @@ class Residency:
         self.precision = precision
         self.in_parts = mesh.devices.flat[0].platform == "gpu" if in_parts is None else in_parts
         self._offload = offload
+        self._progress = progress
         self._modules: dict[str, nnx.Module | StreamedMMDiT] = {} if offload else dict(modules or {})
         self._waiting: dict[str, nnx.Module | Layers] = dict(modules or {}) if offload else {}
         self._held: set[str] = set()
+        self._last: set[str] = set()
         self._coming: dict[str, Future[nnx.Module | StreamedMMDiT | None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._adapters: tuple[tuple[Adapter, float], ...] = ()
@@ -208,6 +212,11 @@ class Residency:
         if self._offload and name not in self._held | self._coming.keys():
             self._coming[name] = self._thread.submit(lambda: self._bring(name, in_blocks) if has_room() else None)
 
+    def last_use(self, *names: str) -> None:
+        """These models are not needed after their next use: with offloading they leave without being kept in host
+        memory, where locking pages takes a second for each GB. One that is asked for after all is read again."""
+        self._last.update(names)
+
     def _bring(self, name: str, in_blocks: bool) -> nnx.Module | StreamedMMDiT:
         waiting, module = self._waiting.get(name), self._modules.get(name)
         if (not in_blocks and not self.in_parts) if isinstance(waiting, Layers) else in_blocks:
@@ -230,7 +239,10 @@ class Residency:
     def _leave(self, name: str) -> None:
         module = self._modules.pop(name)
         in_parts = isinstance(module, StreamedMMDiT)
-        if name not in self._waiting:
+        if name in self._last:
+            self._last.remove(name)
+            self._waiting.pop(name, None)
+        elif name not in self._waiting:
             self._waiting[name] = to_host(module.layers if in_parts else module)
         if in_parts:
             module.forget()
@@ -245,13 +257,14 @@ class Residency:
 
     def _read(self, name: str) -> nnx.Module:
         stored = self._stored(name)
-        how = {"stored": stored, "change": self._changes(name, stored)}
+        how = {"stored": stored, "change": self._changes(name, stored), "progress": self._progress}
         return load_component(self.bundle.folder(name), self._made_of(stored), shardings=self._sharding, **how)
 
     def _read_layers(self, name: str, place: Place) -> Layers:
         stored = self._stored(name)
         targets, change = leaves.flatten(stored), self._changes(name, stored)
-        arrays = load_rows(self.bundle.folder(name), targets, set(filter(is_stacked, targets)), place, change)
+        stacked = set(filter(is_stacked, targets))
+        arrays = load_rows(self.bundle.folder(name), targets, stacked, place, change, progress=self._progress)
         return _layers(self._made_of(stored), arrays)
 
     def _changes(self, name: str, stored: nnx.Module) -> Changes | None:

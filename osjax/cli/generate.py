@@ -167,8 +167,8 @@ def run(plan: Plan) -> None:
         _say(f"precision {pipeline.residency.precision} is approximate: weights in full draw what the model says")
     if pipeline.attention in APPROXIMATE:
         _say(f"attention {pipeline.attention} is approximate: auto draws what the model says")
-    for part, artist in parts:
-        draw(refined(part, artist), artist)
+    for number, (part, artist) in enumerate(parts, 1):
+        draw(refined(part, artist), artist, last=number == len(parts))
 
 
 def tell(plan: Plan) -> None:
@@ -214,10 +214,11 @@ def refined(plan: Plan, pipeline: Pipeline) -> Plan:
     return dataclasses.replace(plan, jobs=jobs)
 
 
-def draw(plan: Plan, pipeline: Pipeline) -> None:
+def draw(plan: Plan, pipeline: Pipeline, *, last: bool = False) -> None:
     """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError.
 
-    A group is written while the next one is drawn: encoding keeps the host busy, drawing the devices.
+    A group is written while the next one is drawn: encoding keeps the host busy, drawing the devices. last: whether
+    nothing is drawn after it, so that text encoders need not be kept; the transformer never is.
     """
     from osjax.embedding import encode_all  # not above, as in `run`
 
@@ -227,10 +228,14 @@ def draw(plan: Plan, pipeline: Pipeline) -> None:
         _say(f"{len(plan.jobs) - total} of {len(plan.jobs)} are made already: kept")
     _read_references(dict.fromkeys(job for group, _ in groups for job in group), pipeline)
     requests = [[job.request for job in group] for group, _ in groups]
+    if last:
+        pipeline.residency.last_use("t5", "clip")
     done, written = 0, None
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:  # whose end is waited for, whatever happens here
         for (group, places), together, texts in zip(groups, requests, encode_all(pipeline, requests), strict=True):
             _say(f"{done + 1} of {total}: {', '.join(group[place].stem.name for place in places)}")
+            if together is requests[-1] and not together[0].extend:
+                pipeline.residency.last_use(pipeline.roles.mmdit)
             videos = pipeline.run(together, texts)
             if written:
                 written.result()  # which raises what went wrong, and keeps but one group waiting

@@ -86,7 +86,8 @@ def load_weights(parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[Weights, Wei
     for index, (name, abstract) in enumerate(parts.modules.items()):
         dtype = jnp.float32 if name in parts.trained else None
         if name in parts.folders:
-            module = load_component(parts.folders[name], abstract, dtype, _placement(name, abstract, mesh))
+            placed, shown = _placement(name, abstract, mesh), jax.process_index() == 0
+            module = load_component(parts.folders[name], abstract, dtype, placed, progress=shown)
             weights = named(name, leaves.flatten(module))
         else:
             weights = _draw(name, parts.components[name], mesh, jax.random.fold_in(key, index))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from osjax import leaves
+from osjax import checkpoint, leaves
 from osjax.bundle import read_index
 from osjax.checkpoint import PartWriter, load_component, save_module
 from osjax.errors import OsjaxError
@@ -70,6 +70,15 @@ def test_parts_are_as_large_as_asked(toy, tmp_path):
     save_module(tmp_path, toy, part_bytes=1)
     assert [len(part.leaves) for part in read_index(tmp_path)] == [1] * len(leaves.flatten(toy))
     assert_same(load_component(tmp_path, ABSTRACT), toy)
+
+
+def test_reading_that_takes_long_shows_a_bar(component, monkeypatch, capfd):
+    for unseen, progress, seen in [(0.0, True, True), (0.0, False, False), (60.0, True, False)]:
+        monkeypatch.setattr(checkpoint, "UNSEEN", unseen)
+        load_component(component, ABSTRACT, progress=progress)
+        told = capfd.readouterr().err
+        assert (f"load {component.name}: 100%" in told) == seen
+        assert bool(told) == seen
 
 
 def test_onto_the_first_device(component, toy):

@@ -78,6 +78,18 @@ def test_nothing_to_encode_loads_nothing():
     assert pipeline.residency.brought == []
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("extend", [0, 1])
+def test_what_nothing_is_drawn_with_any_more_is_not_kept(tmp_path, last, extend):
+    words = ["--prompt", "a cat", "--num_frames", "37", "--num_steps", "1", "--height", "16", "--width", "32"]
+    words += ["--save_dir", str(tmp_path), "--extend", str(extend)]
+    pipeline = watched(offload=True)
+    generate.draw(generate.plan(options.read(words).config), pipeline, last=last)
+    assert set(pipeline.residency._waiting) == ({"vae", "mmdit"} if extend else {"vae"}) | (
+        set() if last else {"t5", "clip"}
+    )
+
+
 @pytest.mark.parametrize("offload", [True, False])
 def test_a_csv_of_several_groups_brings_each_encoder_once(tmp_path, offload):
     (tmp_path / "rows.csv").write_text("text,num_frames\na cat,\na dog,1\nrain,\nsnow,\n")

@@ -67,6 +67,21 @@ def test_without_offloading_it_stays():
     assert models.loaded == ("clip",)
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_after_its_last_use_a_model_is_not_kept_but_read_again(in_blocks):
+    models, seen = residency(), []
+    models.last_use("mmdit")
+    for _ in range(3):
+        with models.on_device("mmdit", in_blocks=in_blocks) as module:
+            there = jax.tree.leaves(module.resident if in_blocks else module)
+            seen.append(arrays(module.layers if in_blocks else module))
+        assert all(leaf.is_deleted() for leaf in there)
+        assert ("mmdit" in models._waiting) == (len(seen) > 1)
+    for again in seen[1:]:
+        for leaf, first in zip(again, seen[0], strict=True):
+            np.testing.assert_array_equal(leaf, first)
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
 def test_blocks_are_there_in_8_bits_on_every_device_and_come_back_to_the_bit(offload, precision):
