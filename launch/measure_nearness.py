@@ -1,7 +1,8 @@
 """How near approximate choices come to exact ones on the embedded model: step caching; products, attention in 8 bits.
 
-    python launch/measure_nearness.py                                   # eight clips: ten minutes on two CPU cores
-    python launch/measure_nearness.py --reuse 0.2,0.35 0.3,0.4          # other shares of first steps and limits
+    python launch/measure_nearness.py                                   # eight clips: 15 minutes on two CPU cores
+    python launch/measure_nearness.py --reuse 0.08,1.7 0.2,inf,0.4      # other schedules of step caching, and limits
+    python launch/measure_nearness.py --seed 43                         # other prompts
     python launch/measure_nearness.py --clips 1 --steps 3               # a rehearsal
 
 The first held-out prompts of the evaluation are drawn together at the bundle's settings, float32, once exactly and once
@@ -34,14 +35,16 @@ from osjax.video import Video
 SEED = 42  # the evaluation's
 
 
-def drawn(clips: int, steps: int | None, reuses: Sequence[Reuse]) -> Iterator[tuple[str, list[Video]]]:
+def drawn(
+    clips: int, steps: int | None, reuses: Sequence[Reuse], seed: int = SEED
+) -> Iterator[tuple[str, list[Video]]]:
     """(choice, its clips), the exact one first; reuses: of step caching, in place of the named speeds."""
     pipeline = Pipeline.load(dtype="fp32", progress=False)
-    base = base_request(pipeline, {"seed": SEED} | ({} if steps is None else {"num_steps": steps}))
-    exact = [request_for(base, index, prompt) for index, prompt in enumerate(held_out_prompts(clips, SEED))]
+    base = base_request(pipeline, {"seed": seed} | ({} if steps is None else {"num_steps": steps}))
+    exact = [request_for(base, index, prompt) for index, prompt in enumerate(held_out_prompts(clips, seed))]
     yield EXACT, pipeline.run(exact)
     *_, fast = SPEEDS
-    tried = {f"{each.first:g}, {each.limit:g}": each for each in reuses}
+    tried = {f"{each.first:g}, {each.growth:g}, {each.limit:g}": each for each in reuses}
     for name, reuse in (tried or {name: caching.SPEEDS[name] for name in SPEEDS if name != EXACT}).items():
         with _known_as(fast, reuse):
             yield name, pipeline.run([dataclasses.replace(each, speed=fast) for each in exact])
@@ -53,6 +56,8 @@ def drawn(clips: int, steps: int | None, reuses: Sequence[Reuse]) -> Iterator[tu
     yield "attention", _attending_in_8_bits(pipeline).run(exact)
     for speed in SPEEDS:
         choices = [dataclasses.replace(each, speed=speed) for each in exact]
+        if speed != EXACT:
+            yield f"{speed}, fp8", in_8_bits["fp8"].run(choices)
         yield f"{speed}, all fp8", _attending_in_8_bits(in_8_bits["fp8"]).run(choices)
 
 
@@ -92,19 +97,21 @@ def row(name: str, videos: Sequence[Video], exact: Sequence[Video]) -> str:
 
 
 def _reuse(text: str) -> Reuse:
-    first, limit = map(float, text.split(","))
-    return Reuse(first, limit)
+    return Reuse(*map(float, text.split(",")))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--steps", type=int, help="by default the bundle's")
-    parser.add_argument("--reuse", type=_reuse, nargs="*", default=[], help="FIRST,LIMIT of step caching")
+    parser.add_argument(
+        "--reuse", type=_reuse, nargs="*", default=[], help="FIRST,GROWTH or FIRST,GROWTH,LIMIT of step caching"
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help="of prompts and videos")
     args = parser.parse_args()
     print(f"{'choice':17} {'passes in full':>15} {'mean, dB':>9} {'least, dB':>9}")
     exact: list[Video] = []
-    for name, videos in drawn(args.clips, args.steps, args.reuse):
+    for name, videos in drawn(args.clips, args.steps, args.reuse, args.seed):
         exact = exact or videos
         print(row(name, videos, exact), flush=True)
 

@@ -1,11 +1,15 @@
 """Step caching: most blocks of a forward pass are left out where the last full one tells what they would add.
 
-From step to step the blocks add nearly the same to the image tokens. The first double block is always computed; if what
-it adds has changed by less than a limit since the branch was last computed in full, what all the others added then is
-added once more. Approximate, unlike all else in the sampler. After "Timestep Embedding Tells" (TeaCache, Liu et al.
-2024, section 3), with the first block's output in place of a fitted function of the timestep, as ParaAttention has it.
+From step to step the blocks add nearly the same to the image tokens. The first double block is always computed; what
+all others added when the branch was last computed in full is then added once more. Approximate, unlike all else in the
+sampler. A schedule says when passes are computed in full, as in FORA (Selvaraju et al. 2024, section 3), but at growing
+distances. They are, too, where what the first block adds has changed by much, after "Timestep Embedding Tells"
+(TeaCache, Liu et al. 2024, section 3), with that block in place of a fitted function of the timestep, as ParaAttention
+has it.
 
-Every guidance branch has a memory of its own: one that rests at odd steps is compared with when it last ran.
+A schedule computes all branches at the same steps. Guidance amplifies their difference, and that of what was added at
+different steps is wrong by more than either; a limit low enough to decide by itself, branch by branch, took more passes
+to be as near (docs/performance.md). Every branch has a memory of its own.
 
 B batch, N image tokens, F features, K guidance branches; other letters as in `osjax/models/mmdit.py`.
 """
@@ -13,7 +17,8 @@ B batch, N image tokens, F features, K guidance branches; other letters as in `o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,22 +28,45 @@ import numpy as np
 from osjax.models.mmdit import JointAttention, MMDiT
 from osjax.models.operations import BY_XLA, Operations
 from osjax.models.rope import Rope
+from osjax.sampling.guidance import OSCILLATION_START, GuidedStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Reuse:
-    """When the other blocks may be left out. first: share of the steps, at the beginning, that are computed in full;
-    limit: relative change of what the first block adds from which on the later ones are, too."""
+    """Which passes are computed in full.
+
+    first: share of the steps, at the beginning, that are; growth: so many times as far from the beginning as the last
+    of these comes the next one, and so on, infinite for none; limit: relative change of what the first block adds since
+    then from which on a pass is computed in full at any step.
+    """
 
     first: float
-    limit: float
+    growth: float
+    limit: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not self.growth > 1:
+            raise ValueError(f"steps in full that come {self.growth} times as far as the last ones never end")
+
+    def steps_in_full(self, steps: int) -> frozenset[int]:
+        """Of so many steps, those at which all passes are. From where guidance rests at odd steps on, they are even."""
+        found, mark = set(range(math.ceil(self.first * steps))), max(1.0, self.first * steps)
+        while (mark := mark * self.growth) < steps:
+            step = round(mark)
+            found.add(step + (step >= OSCILLATION_START and step % 2))
+        return frozenset(step for step in found if step < steps)
 
     def limit_at(self, step: int, steps: int) -> np.float32:
         """The limit at a step; 0 lets nothing be left out."""
-        return np.float32(0 if step < self.first * steps else self.limit)
+        return np.float32(0 if step in self.steps_in_full(steps) else self.limit)
+
+    def passes_in_full(self, plan: Sequence[GuidedStep]) -> int:
+        """Of one video, where nothing changes by `limit`."""
+        return sum(len(plan[step].branches) for step in self.steps_in_full(len(plan)))
 
 
-SPEEDS = {"exact": None, "balanced": Reuse(0.3, 0.5), "fast": Reuse(0.2, 0.4)}
+SUDDEN = 2.0  # more than any of the embedded model's clips changes between two passes in full by these schedules
+SPEEDS = {"exact": None, "balanced": Reuse(0.1, 1.3, SUDDEN), "fast": Reuse(0.1, 1.7, SUDDEN)}
 
 
 class Kept(NamedTuple):

@@ -13,12 +13,12 @@ from osjax.sampling import caching
 def test_what_leaves_nothing_out_is_exact(monkeypatch, capsys):
     """A share of 1 computes every step in full; a limit of 1 behind a share of 0 leaves out what it can."""
     usual = dict(caching.SPEEDS)
-    words = ["measure_nearness.py", "--clips", "1", "--steps", "3", "--reuse", "1,1", "0,1"]
+    words = ["measure_nearness.py", "--clips", "1", "--steps", "3", "--reuse", "1,inf", "0,inf,1"]
     monkeypatch.setattr(sys, "argv", words)
     measure_nearness.main()
     head, *rows = (line.rsplit(maxsplit=3) for line in capsys.readouterr().out.splitlines())
     assert head[0].startswith("choice")
-    assert [row[0] for row in rows] == ["exact", "1, 1", "0, 1"]
+    assert [row[0] for row in rows] == ["exact", "1, inf, inf", "0, inf, 1"]
     assert [row[2:] for row in rows[:2]] == [["inf", "inf"]] * 2
     assert int(rows[0][1]) == int(rows[1][1]) > int(rows[2][1])
     assert float(rows[2][2]) < 60

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from osjax import request
 from osjax.kernels.attention_ref import reference_attention
@@ -24,8 +26,8 @@ SIZES = {"in_channels": 8, "vec_in_dim": 6, "context_in_dim": 10, "hidden_size":
 SIZES |= {"depth": 2, "depth_single_blocks": 2, "axes_dim": (2, 2, 4)}
 GRID = latent_grid(48, 48, 9)
 STEPS = 16
-NEVER = Reuse(first=1.0, limit=np.inf)
-ALWAYS = Reuse(first=0.0, limit=np.inf)
+NEVER = Reuse(first=1.0, growth=np.inf)
+ALWAYS = Reuse(first=0.0, growth=np.inf)
 
 
 def random(seed, *shape):
@@ -77,9 +79,50 @@ def test_the_first_steps_are_computed_in_full():
     assert drawn(Reuse(0.5, np.inf))[1] == 16
 
 
+@pytest.mark.parametrize(
+    ("reuse", "steps", "wanted"),
+    [
+        (Reuse(0.08, 1.7), 30, {0, 1, 2, 4, 7, 12, 20}),
+        (Reuse(0.08, 1.7), 50, {0, 1, 2, 3, 7, 12, 20, 34}),
+        (Reuse(0.1, 1.3), 30, {0, 1, 2, 4, 5, 7, 9, 12, 14, 20, 24}),
+        (Reuse(0.2, np.inf), 10, {0, 1}),
+        (Reuse(0.0, 2.0), 10, {2, 4, 8}),
+        (Reuse(0.5, 1.6), 1, {0}),
+    ],
+)
+def test_steps_in_full_come_ever_farther_apart_and_at_even_ones_where_guidance_rests_at_odd(reuse, steps, wanted):
+    assert reuse.steps_in_full(steps) == wanted
+    limits = [Reuse(reuse.first, reuse.growth, 0.7).limit_at(step, steps) for step in range(steps)]
+    assert {step for step, limit in enumerate(limits) if limit == 0} == wanted
+    assert {float(limit) for limit in limits} <= {0.0, float(np.float32(0.7))}
+
+
+@given(st.floats(0, 1), st.floats(1.01, 100), st.integers(1, 200))
+def test_no_step_of_one_branch_is_planned_in_full_but_at_the_beginning(first, growth, steps):
+    planned = guidance.plan(guidance.Guidance(), steps, 3, image_condition=False, same_text=False, same_condition=True)
+    found = Reuse(first, growth).steps_in_full(steps)
+    assert found <= set(range(steps))
+    beginning = [step for step in found if step < first * steps]
+    assert all(len(planned[step].branches) == 2 for step in found.difference(beginning))
+    assert Reuse(first, growth).passes_in_full(planned) == sum(len(planned[step].branches) for step in found)
+
+
+@pytest.mark.parametrize("growth", [1.0, 0.5, np.nan])
+def test_a_schedule_must_end(growth):
+    with pytest.raises(ValueError, match="never end"):
+        Reuse(0.1, growth)
+
+
+def test_passes_are_in_full_when_they_are_planned_to_be():
+    """Two branches at 0 to 9 and at even steps."""
+    reuse = Reuse(0.2, 1.5)
+    assert reuse.steps_in_full(STEPS) == {0, 1, 2, 3, 5, 7, 12}
+    assert drawn(reuse)[1] == 14
+
+
 def test_a_lower_limit_leaves_out_less_and_is_closer():
     exact = drawn(None)[0]
-    found = [drawn(Reuse(0.0, limit)) for limit in (0.05, 0.5, np.inf)]
+    found = [drawn(Reuse(0.0, np.inf, limit)) for limit in (0.05, 0.5, np.inf)]
     passes, errors = zip(*((passes, np.abs(x - exact).mean()) for x, passes, _ in found), strict=True)
     assert sorted(passes, reverse=True) == list(passes)
     assert len(set(passes)) == 3
@@ -89,8 +132,8 @@ def test_a_lower_limit_leaves_out_less_and_is_closer():
 @pytest.mark.parametrize("mesh", ["seq=4", "data=2,seq=2", "data=8"])
 def test_every_mesh_leaves_out_the_same(mesh):
     """Three rows and 27 tokens divide over none of them: padding has no say. Tolerance 1e-4 of the largest value."""
-    one, passes, planned = drawn(Reuse(0.0, 0.5))
-    many, as_many, _ = drawn(Reuse(0.0, 0.5), mesh=mesh)
+    one, passes, planned = drawn(Reuse(0.0, np.inf, 0.5))
+    many, as_many, _ = drawn(Reuse(0.0, np.inf, 0.5), mesh=mesh)
     assert 2 < as_many == passes < planned
     np.testing.assert_allclose(many, one, rtol=0, atol=1e-4 * np.abs(one).max())
 

@@ -58,7 +58,7 @@ def test_it_draws_the_same(model, shape, batch):
 @pytest.mark.parametrize(("limit", "in_full"), [(0.0, 6), (0.9, 5), (1.1, 4), (10.0, 3)])
 @pytest.mark.parametrize("shape", [{}, {"data": 2, "seq": 2}])
 def test_cut_passes_are_the_same(model, shape, limit, in_full):
-    reuse = Reuse(0.0, limit)
+    reuse = Reuse(0.0, np.inf, limit)
     wanted, passes = denoise(model, *problem(3), where(**shape), reuse=reuse)
     parts = streamed(model, **shape)
     found, as_many = denoise(parts, *problem(3), where(**shape), reuse=reuse)
@@ -76,7 +76,7 @@ def test_blocks_may_have_8_bits(model, precision):
     np.testing.assert_allclose(found, wanted, **close)
 
 
-@pytest.mark.parametrize("reuse", [None, Reuse(0.0, 0.9)])
+@pytest.mark.parametrize("reuse", [None, Reuse(0.0, np.inf, 0.9)])
 def test_blocks_that_are_all_there_draw_what_those_that_come_do_to_the_bit(model, reuse):
     """The same programs."""
     parts = streamed(model, seq=2)
