@@ -14,6 +14,7 @@ run stay; each says by itself on what device, with what and when it was made, an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -21,6 +22,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,8 +40,12 @@ from launch.performance_table import table  # noqa: E402
 from launch.roofline import Ceilings, Work, floor  # noqa: E402
 from osjax.errors import OsjaxError  # noqa: E402
 from osjax.files import make_folder, replacing  # noqa: E402
+from osjax.request import EXACT  # noqa: E402
+from osjax.sampling import guidance  # noqa: E402
+from osjax.sampling.caching import SPEEDS  # noqa: E402
 
 SIZES = ("256px", "768px")
+STEPS = 50
 OUT = ROOT / "docs" / "performance" / "results.json"
 # Stage → what it must fill in at each size.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -56,22 +62,23 @@ STAGES: dict[str, tuple[str, ...]] = {
     "t2v_24gb": ("t2v_24gb_s", "t2v_24gb_peak_gb"),
     "t2v_40gb": ("t2v_40gb_s", "t2v_40gb_peak_gb"),
     "torch": ("torch_forward_s",),
+    "start": ("second_start_s", "command_s"),
     "whole": ("t2v_exact_s",),
 }
 WHOLE, CEILINGS, COUNTS, LOAD = "whole", "ceilings", "counts", "load"
 ONCE = (CEILINGS, LOAD)  # of the machine, whatever the size of a video
-TAKE_OPTIONS = ("t2v", "i2v", WHOLE)
+TAKE_OPTIONS = ("t2v", "i2v", "start", WHOLE)
 # Smaller cards are this device with less memory for XLA: of 24 and 40 GB what is left for it if given 92 %.
 LIMITS = {f"t2v_{card}gb": 0.92 * card for card in (24, 40)}
-# Share of the passes that the embedded model computes in full at a speed, by launch/measure_nearness.py: 22 and 18 of
-# 50 (docs/performance.md). The published model's own share is not known.
-FULL_SHARE = {"balanced": 22 / 50, "fast": 18 / 50}
 # What a video takes at a speed, and what a pass in full is the sum of: figure → sign. What step caching adds to it in 8
 # bits is that in 16.
-DERIVED = {f"t2v_{speed}_s": (speed, {"forward_kept_s": 1}) for speed in FULL_SHARE} | {
+DERIVED = {f"t2v_{speed}_s": (speed, {"forward_kept_s": 1}) for speed in SPEEDS if speed != EXACT} | {
     f"t2v_fast_{bits}_s": ("fast", {f"forward_{bits}_s": 1, "forward_kept_s": 1, "forward_s": -1})
     for bits in ("fp8", "fp8_products")
 }
+# Stage of the roofline → the figure that tells its seconds; of these two a part of it does.
+PARTS = {"text": "t2v_exact_s", "reference": "i2v_exact_s"}
+TIMED = {"attention": "attention_tflops", "forward": "forward_s", "decode": "vae_decode_s"} | PARTS
 KEYS = tuple(dict.fromkeys((*(key for keys in STAGES.values() for key in keys), *DERIVED)))
 
 
@@ -112,7 +119,8 @@ def run(child: Child, limit: float, folder: Path, bar: tqdm) -> Ended:
     environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if child.stage == COUNTS else {}) | limit_memory(child)
     with log.open("w") as told:
         words = [sys.executable, *child.words, "--out", str(out)]
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=told, stderr=subprocess.STDOUT)
+        where = {"cwd": ROOT, "env": environment, "stdout": told, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(words, **where, start_new_session=True)
         try:
             ends = time.monotonic() + limit
             while process.poll() is None and time.monotonic() < ends:
@@ -121,7 +129,8 @@ def run(child: Child, limit: float, folder: Path, bar: tqdm) -> Ended:
                     bar.refresh()
             late = process.poll() is None
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the commands too that a stage has started
             process.wait()
     if late:
         return Ended(failed=f"ran past {limit:g} s")
@@ -185,19 +194,23 @@ def _speeds(figures: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = _absent(why)
             continue
         first, *_, cut, rest = needed.values()
-        passes = rest["passes"]
-        full = FULL_SHARE[speed] * passes
+        passes, full = rest["passes"], _passes_in_full(speed)
         one = sum(sign * needed[name]["value"] for name, sign in signs.items())
         value = full * one + (passes - full) * cut["value"] + rest["value"]
         terms = "".join(f" {'+' if sign > 0 else '-'} {name}" for name, sign in signs.items()).removeprefix(" + ")
         how = (
-            f"multiplied: of {passes} passes {full:g} x {terms if len(signs) == 1 else f'({terms})'}, the others x "
-            f"forward_cut_s, + t2v_rest_s; the share in full is what the embedded model took at {speed} "
-            "(launch/measure_nearness.py)"
+            f"multiplied: of {passes} passes {full} x {terms if len(signs) == 1 else f'({terms})'}, the others x "
+            f"forward_cut_s, + t2v_rest_s; so many are in full by the schedule of {speed} (osjax/sampling/caching.py)"
         )
         stamp = {name: first[name] for name in ("device", "versions", "date")}
         found[key] = {"value": float(f"{value:.5g}"), "measured": False, "how": how, **stamp}
     return found
+
+
+def _passes_in_full(speed: str) -> int:
+    """Of a text to video, if nothing changes so suddenly that more are."""
+    scales, kind = guidance.Guidance(), {"image_condition": False, "same_text": False, "same_condition": True}
+    return SPEEDS[speed].passes_in_full(guidance.plan(scales, STEPS, 1, **kind))
 
 
 def _unfit(figures: Mapping[str, Mapping[str, Any] | None]) -> str:
@@ -213,12 +226,14 @@ def _roofline(figures: Mapping[str, Any], ceilings: Mapping[str, Any]) -> dict[s
     """Each counted stage: operations, bytes, and if the device's ceilings are known the floor, and how far above it."""
     found = {}
     for stage, counted in figures.get(COUNTS, {}).items():
-        work, key = Work(**counted), {"attention": "attention_tflops", "decode": "vae_decode_s"}.get(stage, "forward_s")
+        work, key = Work(**counted), TIMED[stage]
         found[stage] = dict(counted)
         needed = {name: ceilings.get(name) for name in ("matmul_tflops", "copy_gb_per_s")} | {key: figures.get(key)}
         if _unfit(needed):
             continue
         matmul, copy, value = (figure["value"] for figure in needed.values())
+        if stage in PARTS:
+            value = figures[key]["parts"][stage]["seconds"]
         seconds = work.operations / value / 1e12 if stage == "attention" else value
         least = floor(work, Ceilings(matmul * 1e12, copy * 1e9))
         found[stage] |= {
@@ -292,7 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--runs", type=int, default=3, help="calls that are timed [3]")
     parser.add_argument("--limit", type=float, default=900, help="seconds of each stage at each size [900]")
-    parser.add_argument("--options", default="", help="of `osjax generate`, for t2v, i2v, whole: '--offload True'")
+    parser.add_argument(
+        "--options", default="", help="of `osjax generate`, for t2v, i2v, start, whole: '--offload True'"
+    )
     parser.add_argument("--whole", action="store_true", help="the stage `whole` too")
     parser.add_argument("--out", type=Path, help="the file that is updated [docs/performance/results.json]")
     parser.add_argument("--logs", type=Path, help="where what the stages print is kept [a temporary folder]")

@@ -9,15 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from launch import measure_attention, measure_training
 from launch.performance_sizes import Figures, entry, models_of
-from osjax import benchmark, leaves, random_weights
+from launch.random_bundle import write_component
+from osjax import benchmark, random_weights
 from osjax.benchmark import timed
-from osjax.checkpoint import PartWriter
 from osjax.liveness import tree_bytes
-from osjax.models.streamed import is_stacked
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.preflight import GB
 from osjax.residency import Residency, abstract_model
@@ -30,12 +28,7 @@ def load(size: str, runs: int, *, tiny: bool) -> Figures:
     component = bundle.component("mmdit")
     with tempfile.TemporaryDirectory() as folder:
         bundle = dataclasses.replace(bundle, path=Path(folder))
-        bundle.folder("mmdit").mkdir()
-        writer = PartWriter(bundle.folder("mmdit"))
-        for leaf, array in leaves.flatten(random_weights.draw(component, mesh, jnp.bfloat16)).items():
-            for layer in range(len(array)) if is_stacked(leaf) else [None]:
-                writer.add(leaf, layer, np.asarray(array if layer is None else array[layer]))
-        writer.close()
+        write_component(bundle.folder("mmdit"), component, mesh)
         seconds, first = timed(lambda: _read(Residency(bundle, mesh, jnp.bfloat16, offload=False)), runs)
     gigabytes = tree_bytes(abstract_model(component, jnp.bfloat16)) / GB
     how = f"median of {runs} after a first: {gigabytes:.3g} GB of the MMDiT, parts of 64 MB, from the disk's cache"

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import platform
 import shlex
 import statistics
@@ -28,9 +29,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from launch import measure_attention, performance_machine, roofline
+from launch import measure_attention, performance_machine, performance_start, roofline
 from launch.measure_performance import SIZES
 from launch.performance_sizes import SMALL, TEXT_TOKENS, Figures, entry, grid_of, models_of
 from osjax import benchmark, random_weights, room
@@ -43,12 +43,12 @@ from osjax.models.conv3d import convolved_by
 from osjax.models.hunyuan_vae import HunyuanVAE
 from osjax.models.mmdit import MMDiT
 from osjax.models.quantized import FULL
-from osjax.models.rngs import ModuleRngs
 from osjax.models.rope import Rope, rope_table
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.pipeline import Pipeline, Texts, encode_ids
 from osjax.preflight import GB
 from osjax.request import Request
+from osjax.residency import abstract_model
 from osjax.sampling import geometry, schedule
 from osjax.sampling.caching import Reuse
 from osjax.sampling.denoise import denoise
@@ -56,7 +56,7 @@ from osjax.sampling.guidance import GuidedStep
 from osjax.sampling.latents import Text
 from osjax.sampling.step import Branches, Where
 
-ALWAYS, NEVER = Reuse(0, 1e30), Reuse(1, 0)  # cut short, every pass but the first
+ALWAYS, NEVER = Reuse(0, math.inf), Reuse(1, math.inf)  # cut short, every pass but the first
 SETTLING = 2  # steps before those that are timed: the first compiles, the second may for another layout of the cache
 KEYS = {"pallas": "attention", "cudnn": "cudnn", "xla": "xla", "fp8": "attention_fp8"}  # attention → figure
 
@@ -244,10 +244,8 @@ def counts(size: str, runs: int, *, tiny: bool) -> Figures:
     del runs
     models, grid = models_of(tiny), grid_of(size, tiny=tiny)
     config, vae_config = models["mmdit"][1], models["vae"][1]
-    model, vae = (
-        nnx.eval_shape(lambda make=make, config=config: make(config, rngs=ModuleRngs(0), dtype=jnp.bfloat16))
-        for make, config in ((MMDiT, config), (HunyuanVAE, vae_config))
-    )
+    components = random_weights.bundle_of(models).components
+    model, vae, t5, clip = (abstract_model(components[name], jnp.bfloat16) for name in ("mmdit", "vae", "t5", "clip"))
     plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
     qkv = [shape((1, grid.tokens + TEXT_TOKENS, config.num_heads, config.head_dim))] * 3
@@ -261,7 +259,11 @@ def counts(size: str, runs: int, *, tiny: bool) -> Figures:
         shape((1, grid.tokens, config.cond_channels)),
     )
     z_bthwc = shape(grid.noise_shape(vae_config.latent_channels))
+    ids = [jax.ShapeDtypeStruct((1, components[name].max_length), jnp.int32) for name in ("t5", "clip")]
+    image_bthwc = shape((1, 1, 8 * grid.h, 8 * grid.w, 3), dtype=jnp.float32)
     work = {
+        "text": roofline.work_of(lambda t5, clip, one, other: (t5(one), clip(other)), t5, clip, *ids),
+        "reference": roofline.work_of(lambda vae, image_bthwc: vae.encode(image_bthwc), vae, image_bthwc),
         "attention": roofline.work_of(plain, *qkv),
         "forward": roofline.work_of(lambda model, *inputs: model(*inputs[:5], plain, inputs[5]), model, *inputs),
         "decode": roofline.work_of(lambda vae, z_bthwc: vae.decode(z_bthwc), vae, z_bthwc),
@@ -286,6 +288,7 @@ STAGES: dict[str, Callable[..., Figures]] = {
     "counts": counts,
     "ceilings": performance_machine.ceilings,
     "load": performance_machine.load,
+    "start": performance_start.start,
 }
 
 
@@ -295,7 +298,9 @@ def main() -> None:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--options", type=shlex.split, default=[], help="of `osjax generate`, for t2v, i2v and whole")
+    parser.add_argument(
+        "--options", type=shlex.split, default=[], help="of `osjax generate`, for t2v, i2v, start, whole"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny weights and sizes, to rehearse")
     args = parser.parse_args()
     stage = STAGES[args.stage]

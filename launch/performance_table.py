@@ -37,6 +37,8 @@ ROWS = (
     Row("vae_decode_peak_gb", "VAE decode, peak beyond its weights", "GB", (8, 10), (22.8, 29.0)),
     Row("vae_decode_error", "its distance from XLA's convolutions", "relative"),
     Row("peak_gb", "peak memory", "GB", (30, 36), (52.5, 60.3)),
+    Row("second_start_s", "second start, until the first step, beyond reading weights", "s", (15, 15)),
+    Row("command_s", "a command from its start to the mp4, reading included", "s"),
     Row("t2v_24gb_s", "text to video, exact, offloaded in a card of 24 GB", "s"),
     Row("t2v_24gb_peak_gb", "its peak memory", "GB", (24, 24)),
     Row("t2v_40gb_s", "the same in a card of 40 GB", "s"),
