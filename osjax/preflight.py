@@ -86,7 +86,8 @@ class Stage:
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """What a setting takes. size: height, width in pixels; tokens: of one video, without and with the text's;
-    passes: forward passes for each video; weights: model → GB on each device; stages in the order in which they run."""
+    passes: forward passes for each video; in_full: of them, those that step caching is not to cut short; weights: model
+    → GB on each device; stages in the order in which they run."""
 
     setting: Setting
     size: tuple[int, int]
@@ -94,6 +95,7 @@ class Estimate:
     grid: LatentGrid
     text_tokens: int
     passes: int
+    in_full: int
     parameters: Mapping[str, int]
     weights: Mapping[str, float]
     stages: tuple[Stage, ...]
@@ -123,6 +125,8 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
     components = dict.fromkeys((*roles.components, *setting.beside))
     parameters = {name: bundle.component(name).parameters for name in components}
     weights = {name: _weight_bytes(bundle.component(name), setting) / GB for name in components}
+    plans = [_plan(setting, part, mmdit.guidance_embed) for part in parts]
+    passes, reuse = [guidance.forward_passes(plan) for plan in plans], SPEEDS[first.speed]
     needs = _activations(bundle, setting, parts)
     stages, resident = [], list(setting.beside)
     for name, (model, activations) in needs.items():
@@ -136,7 +140,8 @@ def estimate(bundle: Bundle, setting: Setting) -> Estimate:
         frames=sum(part.kept.stop - part.kept.start for part in parts),
         grid=parts[0].grid,
         text_tokens=bundle.component("t5").max_length,
-        passes=sum(_passes(setting, part, mmdit.guidance_embed) for part in parts),
+        passes=sum(passes),
+        in_full=sum(passes if reuse is None else map(reuse.passes_in_full, plans)),
         parameters=parameters,
         weights=weights,
         stages=tuple(stages),
@@ -168,9 +173,9 @@ def _given_frames(shape: Shape) -> int:
     return shape.reference_frames if shape.kind.references else 0
 
 
-def _passes(setting: Setting, shape: Shape, told: bool) -> int:
+def _plan(setting: Setting, shape: Shape, told: bool) -> tuple[guidance.GuidedStep, ...]:
     requests, options = setting.requests, sampling_options(setting.requests[0])
-    plan = guidance.plan(
+    return guidance.plan(
         options.branch_scales(told),
         options.steps,
         shape.grid.t,
@@ -178,7 +183,6 @@ def _passes(setting: Setting, shape: Shape, told: bool) -> int:
         same_text=all(prompt_used(request, setting.roles) == request.negative_prompt for request in requests),
         same_condition=not _given_frames(shape),
     )
-    return guidance.forward_passes(plan)
 
 
 def _activations(bundle: Bundle, setting: Setting, parts: Sequence[Shape]) -> dict[str, tuple[str, int]]:

@@ -32,7 +32,7 @@ class Request:
     motion_score: a number told to the model, from "1" for little motion to "7" for much.
     refined_prompt, dynamic_score: what the language model `refined_by` made of the prompt, told to the video's model in
     place of prompt and motion_score.
-    speed: exact, or approximate, and then balanced or fast: forward passes may be cut short where little changes.
+    speed: exact, or approximate, and then balanced or fast: most forward passes are cut short.
     seed: of the noise, and of the posterior sample if `sample_posterior` is set (else references take its mode).
     Raises OsjaxError, naming the option and what it accepts, for a value that cannot be drawn.
     """

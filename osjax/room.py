@@ -65,6 +65,7 @@ def describe(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
     """
     setting, grid = given.setting, given.grid
     in_blocks = ", the transformer block by block" if setting.in_blocks else ""
+    in_full = "" if given.in_full == given.passes else f", {given.in_full} of them in full"
     height, width = given.size
     weights = ", ".join(
         f"{name} {gigabytes(each)} ({given.parameters[name] / 1e6:,.1f} M parameters)"
@@ -73,7 +74,7 @@ def describe(bundle: Bundle, given: Estimate, room: float | None, devices: int) 
     lines = [
         f"{width} x {height} pixels, {given.frames} frames, {len(setting.requests)} at once",
         f"latents {grid.t} x {grid.h} x {grid.w}: {grid.tokens} image tokens, {given.text_tokens} text tokens",
-        f"{given.passes} forward passes for each video",
+        f"{given.passes} forward passes for each video{in_full}",
         f"weights, GB: {weights}",
         f"on each device of {setting.mesh}, attention {setting.attention}{in_blocks}, GB:",
         f"  {'stage':24} {'weights':>8} {'the rest':>9} {'together':>9}",

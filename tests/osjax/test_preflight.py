@@ -73,10 +73,12 @@ def test_it_is_a_little_above_what_was_measured(name, resolution, measured):
 def test_sizes_and_passes():
     told = found(resolution="768px")
     assert (told.size, told.frames, told.grid.tokens, told.text_tokens) == ((576, 1024), 129, 76032, 512)
-    assert told.passes == 80
+    assert told.passes == told.in_full == 80
     assert found(cond_type="i2v_head", refs=("a.png",)).passes == 110
     assert found(cond_type="i2v_head", refs=("a.png",), num_frames=1).passes == 80, "one frame takes no reference"
     assert found(guidance=1.0, guidance_img=1.0).passes == 50
+    fast = found(speed="fast")
+    assert (fast.passes, fast.in_full) == (80, 18)
     assert told.parameters["mmdit"] == COUNTS["mmdit"]
     assert told.weights["mmdit"] == pytest.approx(23.78, abs=0.01)
 

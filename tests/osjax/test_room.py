@@ -79,6 +79,10 @@ def test_the_text(memory, verdict):
     for part in ("336 x 192 pixels, 129 frames", "8316 image tokens, 512 text tokens", "80 forward passes", verdict):
         assert part in text
     assert "mmdit 23.8 (11,891.4 M parameters)" in text
+    assert "of them in full" not in text
+    assert "80 forward passes for each video, 18 of them in full\n" in room.describe(
+        PUBLISHED, given(speed="fast"), 80, 1
+    )
 
 
 def test_a_full_device_says_what_helps():
