@@ -8,7 +8,8 @@
 Every stage is a process of its own (`launch/performance_stages.py`, `launch/torch_baseline.py`): its peak of memory is
 its own, and one that fails or takes longer than `--limit` leaves the others' figures. Figures of stages that are not
 run stay; each says by itself on what device, with what and when it was made, and whether it was measured or multiplied.
-`whole` draws a video from beginning to end in place of summing its parts and is run only where it is named.
+`whole` draws a video from beginning to end in place of summing its parts and is run only where it is named. `start`
+writes a bundle of 34 GB into the temporary folder, unless --options name one with --ckpt_path.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from osjax.sampling import guidance  # noqa: E402
 from osjax.sampling.caching import SPEEDS  # noqa: E402
 
 SIZES = ("256px", "768px")
-STEPS = 50
+STEPS = 50  # of a video
 OUT = ROOT / "docs" / "performance" / "results.json"
 # Stage → what it must fill in at each size.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -76,9 +77,9 @@ DERIVED = {f"t2v_{speed}_s": (speed, {"forward_kept_s": 1}) for speed in SPEEDS 
     f"t2v_fast_{bits}_s": ("fast", {f"forward_{bits}_s": 1, "forward_kept_s": 1, "forward_s": -1})
     for bits in ("fp8", "fp8_products")
 }
-# Stage of the roofline → the figure that tells its seconds; of these two a part of it does.
-PARTS = {"text": "t2v_exact_s", "reference": "i2v_exact_s"}
-TIMED = {"attention": "attention_tflops", "forward": "forward_s", "decode": "vae_decode_s"} | PARTS
+# Stage of the roofline → the figure that tells its time.
+TIMED = {"text": "text_s", "reference": "reference_s", "attention": "attention_tflops", "forward": "forward_s"}
+TIMED |= {"decode": "vae_decode_s"}
 KEYS = tuple(dict.fromkeys((*(key for keys in STAGES.values() for key in keys), *DERIVED)))
 
 
@@ -232,8 +233,6 @@ def _roofline(figures: Mapping[str, Any], ceilings: Mapping[str, Any]) -> dict[s
         if _unfit(needed):
             continue
         matmul, copy, value = (figure["value"] for figure in needed.values())
-        if stage in PARTS:
-            value = figures[key]["parts"][stage]["seconds"]
         seconds = work.operations / value / 1e12 if stage == "attention" else value
         least = floor(work, Ceilings(matmul * 1e12, copy * 1e9))
         found[stage] |= {

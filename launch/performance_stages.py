@@ -187,6 +187,10 @@ def video(size: str, runs: int, *, tiny: bool, options: Sequence[str] = (), kind
         f"{kind[:3]}_exact_s": entry(measured.seconds, how, measured=False, passes=measured.passes, parts=parts),
         key: entry(peak, f"{told}; {offload}"),
     }
+    once = {"text": "both encoders, one set of texts", "reference": "one picture"}
+    for part in measured.parts:
+        if part.name in once:
+            found[f"{part.name}_s"] = entry(part.seconds, f"median of {runs}: {once[part.name]}; {offload}")
     if kind == "t2v":
         rest = sum(part.in_all for part in measured.parts if not part.name.startswith("step"))
         found["t2v_rest_s"] = entry(rest, "summed: texts and decoding", measured=False, passes=measured.passes)

@@ -75,9 +75,8 @@ def figures(first: Watched, again: Watched) -> Figures:
 
 def watch(words: Sequence[str], cache: Path, *, to_the_end: bool) -> Watched:
     """Runs `osjax generate` with these words. Raises RuntimeError with what it told last if it ends early."""
-    unset = ("JAX_COMPILATION_CACHE_DIR",)  # so that the cache is what it is for users
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"XDG_CACHE_HOME": str(cache)}
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that the cache is what it is for users
     started, told, steps = time.monotonic(), "", []
     process = _generate(words, environment)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from osjax import leaves, random_weights
+from osjax import files, leaves, random_weights
 from osjax.bundle import Component, write_manifest
 from osjax.checkpoint import PartWriter
+from osjax.errors import OsjaxError
 from osjax.models.streamed import is_stacked
 from osjax.parallel.mesh import MeshShape, make_mesh
 from osjax.pipeline import EMBEDDED
@@ -41,21 +43,28 @@ def write_component(folder: Path, component: Component, mesh: Mesh) -> None:
 
 
 def write_bundle(folder: Path, models: Mapping[str, tuple[str, Any, int | None]]) -> None:
-    """models: as `random_weights.PUBLISHED`."""
+    """Makes the folder, whole or not at all; models: as `random_weights.PUBLISHED`. Raises OsjaxError for one that is
+    there, or that the disk refuses."""
     components, mesh = dict(random_weights.bundle_of(models).components), make_mesh(MeshShape())
-    for name, component in tqdm(components.items(), desc="write", unit="model"):
-        write_component(folder / name, component, mesh)
-        if component.max_length is not None:
-            shutil.copytree(EMBEDDED / name / "tokenizer", folder / name / "tokenizer")
-            components[name] = dataclasses.replace(component, tokenizer=f"{name}/tokenizer")
-    write_manifest(folder, components, {}, {})
+    with files.making_folder(folder) as beside:
+        for name, component in tqdm(components.items(), desc="write", unit="model"):
+            write_component(beside / name, component, mesh)
+            if component.max_length is not None:
+                shutil.copytree(EMBEDDED / name / "tokenizer", beside / name / "tokenizer")
+                components[name] = dataclasses.replace(component, tokenizer=f"{name}/tokenizer")
+        write_manifest(beside, components, {}, {})
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the bundle; it must not be there yet")
-    write_bundle(parser.parse_args().folder, random_weights.PUBLISHED)
+    try:
+        write_bundle(parser.parse_args().folder, random_weights.PUBLISHED)
+    except OsjaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,7 +34,7 @@ from osjax.bundle import Part, bytes_on_disk, read_index, write_index
 from osjax.errors import OsjaxError
 
 PART_BYTES = 64 << 20
-UNSEEN = 2.0  # seconds of reading before a bar appears: small models need none
+BAR_AFTER = 2.0  # seconds of reading: small models need no bar
 READ_AHEAD = 8  # parts; reading takes 1.4 to 2 seconds of a core for each GB, so that several must go on at once
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -263,7 +263,7 @@ def _load_parts(
     ahead = READ_AHEAD if jax.process_count() == 1 else 1
     pending: deque[tuple[Part, Future]] = deque()
     coming = iter(parts)
-    look = {"unit": "B", "unit_scale": True, "delay": UNSEEN, "disable": not progress}
+    look = {"unit": "B", "unit_scale": True, "delay": BAR_AFTER, "disable": not progress}
     with (
         tqdm(total=sum(part.bytes for part in parts), desc=f"load {folder.name}", **look) as bar,
         ThreadPoolExecutor(ahead) as pool,

@@ -218,7 +218,8 @@ def draw(plan: Plan, pipeline: Pipeline, *, last: bool = False) -> None:
     """Draw the videos of a plan that are not there yet, its folders being there. Raises OsjaxError.
 
     A group is written while the next one is drawn: encoding keeps the host busy, drawing the devices. last: whether
-    nothing is drawn after it, so that text encoders need not be kept; the transformer never is.
+    this is the last part of a command. What is not needed again is not kept for it: the transformer after the last
+    group, and after the last part's texts their encoders.
     """
     from osjax.embedding import encode_all  # not above, as in `run`
 

@@ -2,8 +2,8 @@
 
 From step to step the blocks add nearly the same to the image tokens. The first double block is always computed; what
 all others added when the branch was last computed in full is then added once more. Approximate, unlike all else in the
-sampler. A schedule says when passes are computed in full, as in FORA (Selvaraju et al. 2024, section 3), but at growing
-distances. They are, too, where what the first block adds has changed by much, after "Timestep Embedding Tells"
+sampler. A schedule says when passes are computed in full, as FORA's static caching does (Selvaraju et al. 2024), but at
+growing distances. They are, too, where what the first block adds has changed by much, after "Timestep Embedding Tells"
 (TeaCache, Liu et al. 2024, section 3), with that block in place of a fitted function of the timestep, as ParaAttention
 has it.
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 import time
 import types
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_what_follows_from_the_figures():
     size = {
         "forward_s": figure(0.3), "forward_kept_s": figure(0.4), "forward_cut_s": figure(0.1),
         "t2v_rest_s": figure(2.0, passes=80), "attention_tflops": figure(0.5), "forward_fp8_s": figure(0.2),
-        "counts": {"forward": work, "attention": work, "decode": work},
+        "counts": {"forward": work, "attention": work, "decode": work, "text": work}, "text_s": figure(0.4),
     }  # fmt: skip
     ceilings = {"matmul_tflops": figure(10.0), "copy_gb_per_s": figure(1.0)}
     done = completed({"256px": size, "ceilings": ceilings})["256px"]
@@ -138,6 +139,7 @@ def test_what_follows_from_the_figures():
         "floor_s": pytest.approx(0.2), "bound": "operations", "seconds": 0.3, "gap": pytest.approx(1.5)
     }  # fmt: skip
     assert done["roofline"]["attention"]["seconds"] == pytest.approx(4)
+    assert done["roofline"]["text"]["gap"] == pytest.approx(2)
     assert done["roofline"]["decode"] == work
     assert done["i2v_exact_s"] == {"value": None, "measured": False, "how": "not run"}
     assert set(measure_performance.KEYS) <= set(done)
@@ -207,6 +209,8 @@ def test_each_stage_finds_its_figures(stage):
     passes = {each["passes"] for key, each in found.items() if key.endswith("exact_s")}
     assert passes == {"t2v": {80}, "whole": {80}, "i2v": {110}}.get(stage, set())
     if passes:
+        assert ("text_s" in found) == (stage != "whole")
+        assert ("reference_s" in found) == (stage == "i2v")
         assert found[f"{'i2v' if stage == 'i2v' else 't2v'}_exact_s"]["measured"] == (stage == "whole")
 
 
@@ -232,7 +236,7 @@ def test_a_command_that_ends_early_tells_why(tmp_path):
         performance_start.watch(["--prompt", "a", "--num_steps", "0"], tmp_path, to_the_end=True)
 
 
-def test_a_random_bundle_is_read_as_one_that_was_converted(tmp_path):
+def test_a_random_bundle_is_read_as_one_that_was_converted(tmp_path, monkeypatch, capsys):
     models = performance_sizes.models_of(True)
     random_bundle.write_bundle(tmp_path / "bundle", models)
     pipeline = Pipeline.load(tmp_path / "bundle", progress=False)
@@ -244,6 +248,9 @@ def test_a_random_bundle_is_read_as_one_that_was_converted(tmp_path):
             wanted = jax.tree.leaves(random_weights.draw(component, mesh, jnp.bfloat16))
             for leaf, drawn in zip(jax.tree.leaves(module), wanted, strict=True):
                 np.testing.assert_array_equal(np.asarray(leaf), np.asarray(drawn))
+    monkeypatch.setattr(sys, "argv", ["random_bundle", str(tmp_path / "bundle")])
+    assert random_bundle.main() == 2
+    assert "exists: remove it" in capsys.readouterr().err
 
 
 def run(*words):

@@ -73,8 +73,8 @@ def test_parts_are_as_large_as_asked(toy, tmp_path):
 
 
 def test_reading_that_takes_long_shows_a_bar(component, monkeypatch, capfd):
-    for unseen, progress, seen in [(0.0, True, True), (0.0, False, False), (60.0, True, False)]:
-        monkeypatch.setattr(checkpoint, "UNSEEN", unseen)
+    for after, progress, seen in [(0.0, True, True), (0.0, False, False), (60.0, True, False)]:
+        monkeypatch.setattr(checkpoint, "BAR_AFTER", after)
         load_component(component, ABSTRACT, progress=progress)
         told = capfd.readouterr().err
         assert (f"load {component.name}: 100%" in told) == seen
